@@ -1,0 +1,41 @@
+"""Execute S6_MNIST.ipynb in place: its printed output and progress bars appear in the terminal as they come.
+
+The file is replaced only after every cell has passed; after a failure it stays as it was.
+"""
+
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+NOTEBOOK = Path(__file__).resolve().parent.parent / "S6_MNIST.ipynb"
+
+
+class LiveClient(NotebookClient):
+    """A client that also shows what the cells print."""
+
+    def output(self, outs, msg, display_id, cell_index):
+        if msg["msg_type"] == "stream":
+            sys.stdout.write(msg["content"]["text"])
+            sys.stdout.flush()
+        return super().output(outs, msg, display_id, cell_index)
+
+
+def main() -> None:
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    client = LiveClient(notebook, timeout=None, kernel_name="python3", coalesce_streams=True, record_timing=False,
+                        store_widget_state=False, resources={"metadata": {"path": NOTEBOOK.parent}})
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        sys.exit(f"{NOTEBOOK.name} was left as it was, since a cell failed:\n{error}")
+    part = NOTEBOOK.with_suffix(".part")
+    nbformat.write(notebook, part)
+    part.replace(NOTEBOOK)
+    print(f"{NOTEBOOK.name} now holds the outputs of this run")
+
+
+if __name__ == "__main__":
+    main()
