@@ -1,0 +1,212 @@
+"""Train the network with many seeds and record every run: the evidence behind the numbers of the README.
+
+    python benchmarks/accuracy.py chosen --seeds 20          # on all 60,000 training images
+    python benchmarks/accuracy.py --split --seeds 3          # every recipe, on 50,000, scored on the other 10,000
+
+A run that is on record is not repeated, so a command that was stopped goes on when it is given again.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from model import CLASSES, Net  # noqa: E402
+from utils import Config, Loader, environment, evaluate, fit, load_mnist, set_seed  # noqa: E402
+
+RECORDS = ROOT / "benchmarks" / "results" / "accuracy.jsonl"
+CONSTANT_RATE = {"warmup": 0, "first_rate": 1, "last_rate": 1}
+NO_AUGMENTATION = {"rotation": 0, "shift": 0, "scale": 0, "shear": 0}
+
+# What each recipe changes in `Config`, the chosen recipe; "network" names a change of the network instead.
+RECIPES = {
+    "chosen": {},
+    "original": {  # as the assignment was first solved
+        "batch_size": 128, "learning_rate": 0.01, **CONSTANT_RATE, "nesterov": False, "weight_decay": 0,
+        "label_smoothing": 0, "average_decay": 0, "dropout": 0.1, **NO_AUGMENTATION, "rotation": 10,
+    },
+    "without BatchNorm": {"network": "without BatchNorm"},
+    "without Dropout": {"dropout": 0},
+    "without augmentation": NO_AUGMENTATION,
+    "without schedule": CONSTANT_RATE,
+    "without label smoothing": {"label_smoothing": 0},
+    "without weight average": {"average_decay": 0},
+    "fully connected for GAP": {"network": "fully connected for GAP"},
+    "BatchNorm before ReLU": {"network": "BatchNorm before ReLU"},
+}
+
+
+def build(network: str | None, config: Config) -> nn.Module:
+    """The assignment's network, or the variant of it that an ablation asks for."""
+    model = Net(dropout=config.dropout)
+    if network == "fully connected for GAP":
+        model.head[1] = nn.Sequential(nn.Flatten(), nn.Linear(CLASSES * 5 * 5, CLASSES))
+    elif network is not None:
+        for block in (*model.stage1, *model.stage2):
+            relu, norm = block[1], block[2]
+            block[1], block[2] = (norm, relu) if network == "BatchNorm before ReLU" else (relu, nn.Identity())
+    return model
+
+
+def split_training(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of 50,000 images to train on and of 10,000 to choose by: always the same, each digit in proportion."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    order = order[labels[order].argsort(stable=True)]
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    chosen[order[::6]] = True
+    return (~chosen).nonzero()[:, 0], chosen.nonzero()[:, 0]
+
+
+def settings_of(recipe: str) -> dict:
+    """Every setting of a recipe but the seed: the fields of its `Config`, and its network."""
+    changes = dict(RECIPES[recipe])
+    network = changes.pop("network", None)
+    settings = asdict(Config(**changes))
+    del settings["seed"]
+    return {**settings, "network": network}
+
+
+def run(recipe: str, seed: int, split: bool) -> dict:
+    """Train once and return the record; all accuracies are percent, one an epoch."""
+    start = time.perf_counter()
+    settings, device = settings_of(recipe), torch.device("cpu")
+    config = Config(seed=seed, **{name: value for name, value in settings.items() if name != "network"})
+    images, labels = load_mnist(train=True)
+    test_loader = Loader(*load_mnist(train=False), config, device, train=False)
+    kept, held_out = split_training(labels) if split else (torch.arange(len(labels)), None)
+    loader = Loader(images[kept], labels[kept], config, device, train=True)
+    val_loader = Loader(images[held_out], labels[held_out], config, device, train=False) if split else test_loader
+    set_seed(seed)
+    model, test_accuracy = build(settings["network"], config), []
+
+    def on_epoch(row: dict, config: Config, averaged: nn.Module) -> None:
+        test_accuracy.append(evaluate(averaged, test_loader)[1] if split else row["val_accuracy"])
+        print(f"{recipe}, seed {seed}: epoch {row['epoch']}/{config.epochs}, {row['val_accuracy']:.2f} %, "
+              f"{row['seconds']:.0f} s", flush=True)
+
+    parameters = sum(p.numel() for p in model.parameters())
+    history = fit(model, loader, val_loader, on_epoch)
+    if len(history) < config.epochs:
+        raise KeyboardInterrupt
+    record = {"recipe": recipe, "settings": settings, "seed": seed, "train_images": len(kept),
+              "parameters": parameters, "test_accuracy": test_accuracy}
+    if split:
+        record["validation_accuracy"] = [row["val_accuracy"] for row in history]
+    versions = environment(device)
+    return {**record, "seconds": round(time.perf_counter() - start, 1), "device": versions.pop("device"),
+            "versions": versions}
+
+
+# --------------------------------------------------------------------------------------------------- the records
+
+
+def read_records(path: Path = RECORDS) -> list[dict]:
+    """The finished runs on record; a damaged line, as a killed writer may leave it, is reported and passed over."""
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else [], start=1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            print(f"{path.name}, line {number}: not a whole record, passed over: {line[:60]!r}", file=sys.stderr)
+    return records
+
+
+def append_record(record: dict, path: Path = RECORDS) -> None:
+    """Add one line to the records, on a line of its own even if the last writer was killed in the middle of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
+    with path.open("a", encoding="utf-8") as file:
+        file.write(("" if whole else "\n") + json.dumps(record) + "\n")
+
+
+def select(records: Iterable[dict], recipe: str, train_images: int) -> list[dict]:
+    """The records of a recipe with its present settings, one a seed, in the order of the seeds."""
+    settings = settings_of(recipe)
+    runs = {r["seed"]: r for r in records
+            if r["recipe"] == recipe and r["train_images"] == train_images and r["settings"] == settings}
+    return [runs[seed] for seed in sorted(runs)]
+
+
+class Summary(NamedTuple):
+    """Last-epoch accuracies of several runs, in percent; `sd` is the sample standard deviation between the runs."""
+
+    n: int
+    mean: float
+    sd: float
+    minimum: float
+    maximum: float
+
+
+def summarise(runs: list[dict], key: str = "test_accuracy") -> Summary:
+    """Summarise the last epochs of one or more runs; the standard deviation of a single run is nan."""
+    last = [r[key][-1] for r in runs]
+    sd = statistics.stdev(last) if len(last) > 1 else float("nan")
+    return Summary(len(last), statistics.mean(last), sd, min(last), max(last))
+
+
+def sampling_error(accuracy: float, images: int = 10_000) -> float:
+    """Two standard errors, in points, of an accuracy in percent that was measured on `images` drawn at random."""
+    share = accuracy / 100
+    return 200 * (share * (1 - share) / images) ** 0.5
+
+
+# --------------------------------------------------------------------------------------------------- the command
+
+
+def use_one_core() -> None:
+    """One thread a process: runs side by side are worth more than threads within one."""
+    torch.set_num_threads(1)
+    os.environ["TQDM_DISABLE"] = "1"  # bars of several processes would overwrite each other
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("recipes", nargs="*", metavar="RECIPE", help=f"one of: {', '.join(RECIPES)} (default: all)")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N-1 (default: 3)")
+    parser.add_argument("--first-seed", type=int, default=0, help="start at another seed")
+    parser.add_argument("--split", action="store_true", help="train on 50,000 images, hold 10,000 out")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs side by side (default: all cores)")
+    options = parser.parse_args()
+    recipes = options.recipes or list(RECIPES)
+    for recipe in recipes:
+        if recipe not in RECIPES:
+            parser.error(f"no recipe {recipe!r}: choose from {', '.join(map(repr, RECIPES))}")
+    images, records = 50_000 if options.split else 60_000, read_records()
+    todo = []
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
+        for recipe in recipes:
+            if seed not in {r["seed"] for r in select(records, recipe, images)}:
+                todo.append((recipe, seed, options.split))
+    print(f"{len(todo)} runs to do, {len(recipes) * options.seeds - len(todo)} on record")
+    load_mnist(train=True)  # unpacks the data once, before several processes read them
+    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn"), initializer=use_one_core) as pool:
+        try:
+            for done, future in enumerate(as_completed([pool.submit(run, *job) for job in todo]), start=1):
+                record = future.result()
+                append_record(record)
+                print(f"{done}/{len(todo)} recorded: {record['recipe']}, seed {record['seed']}: "
+                      f"{record['test_accuracy'][-1]:.2f} % of the test images in {record['seconds']:.0f} s", flush=True)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            sys.exit("stopped; finished runs are on record, and the same command goes on from there")
+    for recipe in recipes:
+        result = summarise(select(read_records(), recipe, images))
+        print(f"{recipe}: {result.mean:.3f} ± {result.sd:.3f} %, from {result.minimum:.2f} to {result.maximum:.2f} %, "
+              f"n = {result.n}")
+
+
+if __name__ == "__main__":
+    main()
