@@ -9,6 +9,7 @@ import platform
 import random
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -341,9 +342,10 @@ def environment(device: torch.device) -> dict[str, str]:
     else:
         name = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name") or platform.machine()
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
-    precision = str(compute_dtype(device)).removeprefix("torch.")
-    return {"device": f"{device.type} ({name}{threads})", "precision": precision, **versions}
+    return {
+        "device": f"{device.type} ({name}{threads})", "precision": str(compute_dtype(device)).removeprefix("torch."),
+        "python": platform.python_version(), "torch": str(torch.__version__), "torchvision": torchvision.__version__,
+    }
 
 
 def fingerprint() -> str:
@@ -366,6 +368,20 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> None:
         raise OSError(f"{path} was not written ({error}): free some space or make its folder writable") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def requirements(model: nn.Module, config: Config, history: list[Row]) -> list[tuple[str, str, str, bool]]:
+    """The assignment's requirements: each with what is asked for, what was measured, and whether that is enough."""
+    kinds = Counter(type(layer).__name__ for layer in model.modules())
+    parameters, accuracy = sum(p.numel() for p in model.parameters()), history[-1]["val_accuracy"]
+    return [
+        ("validation accuracy, last epoch", f"at least {TARGET} %", f"{accuracy:.2f} %", accuracy >= TARGET),
+        ("parameters", "fewer than 20,000", f"{parameters:,}", parameters < 20_000),
+        ("epochs", "fewer than 20", f"{len(history)}", len(history) < 20),
+        ("BatchNorm layers", "used", f"{kinds['BatchNorm2d']}", kinds["BatchNorm2d"] > 0),
+        ("Dropout layers", "used", f"{kinds['Dropout2d']}, p = {config.dropout}", config.dropout > 0),
+        ("classifier", "GAP or linear", f"{kinds['AvgPool2d']} GAP, {kinds['Linear']} linear", kinds["AvgPool2d"] == 1),
+    ]
 
 
 def save_run(path: str | Path, model: nn.Module, config: Config, history: list[Row]) -> None:

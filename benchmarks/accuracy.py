@@ -198,7 +198,7 @@ def main() -> None:
                 record = future.result()
                 append_record(record)
                 print(f"{done}/{len(todo)} recorded: {record['recipe']}, seed {record['seed']}: "
-                      f"{record['test_accuracy'][-1]:.2f} % of the test images in {record['seconds']:.0f} s", flush=True)
+                      f"{record['test_accuracy'][-1]:.2f} % in {record['seconds']:.0f} s", flush=True)
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             sys.exit("stopped; finished runs are on record, and the same command goes on from there")

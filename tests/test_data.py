@@ -1,0 +1,144 @@
+"""The data are whole or refused with a remedy; augmentation changes images within its bounds, evaluation not at all."""
+
+import shutil
+
+import pytest
+import torch
+from torchvision.datasets import MNIST
+
+from utils import MEAN, ROOT, STD, Config, Loader, augment, load_mnist
+
+CPU = torch.device("cpu")
+STILL = {"rotation": 0, "shift": 0, "scale": 0, "shear": 0}
+ARCHIVES = ROOT / "data" / "MNIST" / "raw"
+
+
+@pytest.fixture
+def copied_data(tmp_path, monkeypatch):
+    """A copy of the four archives, with every download going nowhere."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for archive in ARCHIVES.glob("*.gz"):
+        shutil.copy(archive, raw)
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    return tmp_path
+
+
+def test_counts_and_statistics(train_set, test_set):
+    assert train_set[0].shape == (60_000, 1, 28, 28)
+    assert test_set[0].shape == (10_000, 1, 28, 28)
+    assert train_set[0].dtype == torch.uint8
+    pixels = train_set[0].float() / 255
+    assert (round(pixels.mean().item(), 4), round(pixels.std().item(), 4)) == (MEAN, STD)
+    assert test_set[1].bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+
+
+def test_archives_are_unpacked_where_they_lie(copied_data, test_set):
+    images, labels = load_mnist(train=False, root=copied_data)
+    assert torch.equal(images, test_set[0])
+    assert torch.equal(labels, test_set[1])
+
+
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"])
+@pytest.mark.parametrize("state", ["missing", "damaged"])
+def test_bad_archive_without_network(copied_data, name, state):
+    path = copied_data / "MNIST" / "raw" / name
+    if state == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(RuntimeError, match="git checkout -- data") as error:
+        load_mnist(train=True, root=copied_data)
+    assert f"{path} is {state}" in str(error.value)
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: content[:-1] + b"\x0b"])
+def test_bad_unpacked_file(copied_data, damage):
+    load_mnist(train=True, root=copied_data)
+    path = copied_data / "MNIST" / "raw" / "train-labels-idx1-ubyte"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(RuntimeError, match="delete it") as error:
+        load_mnist(train=True, root=copied_data)
+    assert str(path) in str(error.value)
+    path.unlink()
+    assert len(load_mnist(train=True, root=copied_data)[1]) == 60_000
+
+
+def test_loader_refuses_labels_that_do_not_fit(train_set):
+    images, labels = train_set[0][:10], train_set[1][:10]
+    with pytest.raises(ValueError, match="10 images do not go with 9 labels"):
+        Loader(images, labels[:9], Config(), CPU, train=True)
+    with pytest.raises(ValueError, match="labels run from 10 to 10"):
+        Loader(images, torch.full((10,), 10), Config(), CPU, train=True)
+
+
+def test_no_strength_no_change(train_set):
+    images = train_set[0][:200].float() / 255
+    still = augment(images, Config(**STILL), torch.Generator())
+    assert torch.allclose(still, images, atol=1e-4)
+
+
+@pytest.mark.parametrize("strength", STILL)
+def test_each_strength_changes_the_images(train_set, strength):
+    images = train_set[0][:200].float() / 255
+    alone = Config(**{**STILL, strength: getattr(Config(), strength)})
+    assert (augment(images, alone, torch.Generator()) - images).abs().amax(dim=(1, 2, 3)).median() > 0.2
+
+
+def test_no_digit_leaves_the_frame(train_set):
+    """Ink is lost only at the frame: each digit keeps nearly as much of it as its scaling leaves."""
+    images, config = train_set[0][:20_000].float() / 255, Config()
+    augmented = augment(images, config, torch.Generator().manual_seed(0))
+    kept = augmented.sum(dim=(1, 2, 3)) / images.sum(dim=(1, 2, 3))
+    assert kept.min() > 0.9 * (1 - config.scale) ** 2
+    assert kept.max() < 1.1 * (1 + config.scale) ** 2
+    assert kept.median() == pytest.approx(1, abs=0.02)
+
+
+def test_border_stays_background(train_set):
+    images = train_set[0][:1000].float() / 255
+    augmented = augment(images, Config(), torch.Generator())
+    assert augmented.min() >= 0
+    assert augmented.max() <= 1.001
+    assert augmented[:, :, [0, 0, -1, -1], [0, -1, 0, -1]].mean() < 1e-3
+
+
+def test_shift_is_what_it_says(train_set):
+    """The centre of mass moves by up to shift × 28 pixels along each axis, and by nothing else."""
+    images = train_set[0][:2000].float() / 255
+    config = Config(**{**STILL, "shift": 0.05})
+    line = torch.arange(28.0)
+
+    def centres(batch):
+        mass = batch.sum(dim=(1, 2, 3))
+        return torch.stack([(batch.sum(dim=(1, axis)) * line).sum(1) / mass for axis in (2, 3)])
+
+    moved = (centres(augment(images, config, torch.Generator())) - centres(images)).abs()
+    assert moved.max() == pytest.approx(0.05 * 28, abs=0.1)
+
+
+def test_training_batches_are_shuffled_whole_and_reproducible(train_set):
+    images, labels = train_set[0][:1000], train_set[1][:1000]
+    tagged = images.clone()
+    tagged[:, 0, 0, 0] = labels.byte() + 1  # each image carries its own label
+    loader = Loader(tagged, labels, Config(**STILL, batch_size=96), CPU, train=True)
+
+    def epoch(number):
+        loader.epoch = number
+        return [torch.cat(parts) for parts in zip(*loader, strict=True)]
+
+    first, again, second = epoch(1), epoch(1), epoch(2)
+    assert torch.equal(first[0], again[0])
+    assert not torch.equal(first[1], second[1])
+    assert first[1].bincount().tolist() == labels.bincount().tolist()
+    tags = ((first[0][:, 0, 0, 0] * STD + MEAN) * 255).round().long() - 1
+    assert torch.equal(tags, first[1])
+    assert len(loader) == len(list(loader)) == 11
+
+
+def test_evaluation_batches_are_the_images(test_set):
+    images, labels = test_set[0][:1200], test_set[1][:1200]
+    loader = Loader(images, labels, Config(), CPU, train=False)
+    got_images, got_labels = (torch.cat(parts) for parts in zip(*loader, strict=True))
+    assert torch.equal(got_images, (images.float() / 255 - MEAN) / STD)
+    assert torch.equal(got_labels, labels)

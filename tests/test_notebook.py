@@ -1,0 +1,126 @@
+"""The stored notebook is one clean full run of the code beside it, and the pages around it hold together."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from utils import ROOT, Config, fingerprint
+
+NOTEBOOK = ROOT / "S6_MNIST.ipynb"
+PAGES = sorted(path for pattern in ("*.md", "data/*.md", "benchmarks/*.md") for path in ROOT.glob(pattern))
+
+
+@pytest.fixture(scope="module")
+def notebook():
+    return json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def code(notebook):
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def printed(cells):
+    return "".join("".join(out.get("text", "")) for cell in cells for out in cell["outputs"])
+
+
+def test_stored_outputs_come_from_this_code(code):
+    assert f"{Config().epochs} epochs, code {fingerprint()}" in printed(code), (
+        "the notebook's outputs are those of other code: run 'python benchmarks/notebook.py', then "
+        "'python benchmarks/readme.py'")
+
+
+def test_cells_ran_once_in_order(code):
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+
+
+def test_outputs_are_plain(notebook, code):
+    assert "widgets" not in notebook["metadata"]
+    outputs = [out for cell in code for out in cell["outputs"]]
+    assert {out["output_type"] for out in outputs} <= {"stream", "display_data"}
+    assert {out["name"] for out in outputs if out["output_type"] == "stream"} == {"stdout"}
+    assert {kind for out in outputs for kind in out.get("data", {})} == {"text/plain", "image/png"}
+    assert not re.search(r"[\r\x1b]| at 0x", printed(code))
+    assert not any(len([o for o in cell["outputs"] if o["output_type"] == "stream"]) > 1 for cell in code)
+    assert NOTEBOOK.stat().st_size < 1_000_000
+
+
+def test_every_epoch_is_shown(code):
+    epochs = re.findall(r"^epoch +(\d+)/(\d+) \|", printed(code), re.MULTILINE)
+    assert [int(number) for number, _ in epochs] == list(range(1, Config().epochs + 1))
+
+
+def test_cells_are_short(notebook, code):
+    assert 25 <= len(notebook["cells"]) <= 45
+    assert all(len("".join(cell["source"]).splitlines()) <= 15 for cell in code)
+
+
+def test_deterministic_cells_are_compared(code):
+    checked = printed(c for c in code if "nbval-check-output" in c["metadata"].get("tags", []))
+    for text in ("19,712 parameters", "Total params: 19,712", "receptive field", "5923", "0.1307"):
+        assert text in checked
+
+
+def links(text):
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    return re.findall(r"!?\[[^\]]*\]\(([^)\s]+)\)", text)
+
+
+def anchors(text):
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, NOTEBOOK], ids=lambda path: str(path.relative_to(ROOT)))
+def test_local_links_and_images(page):
+    text = page.read_text(encoding="utf-8")
+    if page == NOTEBOOK:
+        text = "\n".join("".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "markdown")
+    assert "![](" not in text, "an image without alternative text"
+    for link in links(text):
+        if not re.match(r"https?://", link):
+            target, _, anchor = link.partition("#")
+            assert (page.parent / target).exists(), f"{page.name} links to {link}, which is not there"
+            assert not anchor or anchor in anchors(text if not target else (page.parent / target).read_text("utf-8"))
+
+
+def test_repository_is_named_alike(code):
+    slug = re.search(r'REPOSITORY = "(.+?)"', "".join(code[0]["source"])).group(1)
+    badge = f"https://colab.research.google.com/github/{slug}/blob/main/S6_MNIST.ipynb"
+    for page in (NOTEBOOK, ROOT / "README.md"):
+        assert badge in page.read_text(encoding="utf-8")
+
+
+def test_ci_runs_the_command_of_the_readme():
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    command = next(line for line in script.splitlines() if line.startswith("python3 -m venv"))
+    assert f"```\n{command}\n```" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "bash .ci/run" in (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+
+
+def test_failed_run_keeps_the_notebook(tmp_path):
+    """The runner stores a whole run or nothing."""
+    (tmp_path / "benchmarks").mkdir()
+    runner = tmp_path / "benchmarks" / "notebook.py"
+    runner.write_text((ROOT / "benchmarks" / "notebook.py").read_text(encoding="utf-8"), encoding="utf-8")
+    book = {"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    for number, source in enumerate(["print('first')", "1 / 0", "print('third')"]):
+        book["cells"].append({"cell_type": "code", "id": f"c{number}", "metadata": {}, "outputs": [], "source": source,
+                              "execution_count": None})
+    path = tmp_path / "S6_MNIST.ipynb"
+    path.write_text(json.dumps(book))
+    run = subprocess.run([sys.executable, runner], capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "first" in run.stdout
+    assert "ZeroDivisionError" in run.stderr
+    assert json.loads(path.read_text()) == book
+
+    book["cells"][1]["source"] = "for i in range(3):\n    print(i, flush=True)"
+    path.write_text(json.dumps(book))
+    run = subprocess.run([sys.executable, runner], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("first\n0\n1\n2\nthird")
+    assert [len(cell["outputs"]) for cell in json.loads(path.read_text())["cells"]] == [1, 1, 1]
