@@ -19,13 +19,16 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib.pyplot as plt
+import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from model import CLASSES, Net  # noqa: E402
-from utils import Config, Loader, environment, evaluate, fit, load_mnist, set_seed  # noqa: E402
+from model import CLASSES, Net, count_parameters  # noqa: E402
+from utils import TARGET, Config, Loader, environment, evaluate, fit, load_mnist, set_seed  # noqa: E402
 
 RECORDS = ROOT / "benchmarks" / "results" / "accuracy.jsonl"
 CONSTANT_RATE = {"warmup": 0, "first_rate": 1, "last_rate": 1}
@@ -36,11 +39,12 @@ RECIPES = {
     "chosen": {},
     "original": {  # as the assignment was first solved
         "batch_size": 128, "learning_rate": 0.01, **CONSTANT_RATE, "nesterov": False, "weight_decay": 0,
-        "label_smoothing": 0, "average_decay": 0, "dropout": 0.1, **NO_AUGMENTATION, "rotation": 10,
+        "label_smoothing": 0, "average_decay": 0, "dropout": 0.1, **NO_AUGMENTATION, "rotation": 10, "plain": 0,
     },
     "without BatchNorm": {"network": "without BatchNorm"},
     "without Dropout": {"dropout": 0},
     "without augmentation": NO_AUGMENTATION,
+    "without plain images at the end": {"plain": 0},
     "without schedule": CONSTANT_RATE,
     "without label smoothing": {"label_smoothing": 0},
     "without weight average": {"average_decay": 0},
@@ -80,7 +84,7 @@ def settings_of(recipe: str) -> dict:
 
 
 def run(recipe: str, seed: int, split: bool) -> dict:
-    """Train once and return the record; all accuracies are percent, one an epoch."""
+    """Train once and return the record; all accuracies are percent, one per epoch."""
     start = time.perf_counter()
     settings, device = settings_of(recipe), torch.device("cpu")
     config = Config(seed=seed, **{name: value for name, value in settings.items() if name != "network"})
@@ -97,12 +101,11 @@ def run(recipe: str, seed: int, split: bool) -> dict:
         print(f"{recipe}, seed {seed}: epoch {row['epoch']}/{config.epochs}, {row['val_accuracy']:.2f} %, "
               f"{row['seconds']:.0f} s", flush=True)
 
-    parameters = sum(p.numel() for p in model.parameters())
     history = fit(model, loader, val_loader, on_epoch)
     if len(history) < config.epochs:
         raise KeyboardInterrupt
     record = {"recipe": recipe, "settings": settings, "seed": seed, "train_images": len(kept),
-              "parameters": parameters, "test_accuracy": test_accuracy}
+              "parameters": count_parameters(model), "test_accuracy": test_accuracy}
     if split:
         record["validation_accuracy"] = [row["val_accuracy"] for row in history]
     versions = environment(device)
@@ -133,7 +136,7 @@ def append_record(record: dict, path: Path = RECORDS) -> None:
 
 
 def select(records: Iterable[dict], recipe: str, train_images: int) -> list[dict]:
-    """The records of a recipe with its present settings, one a seed, in the order of the seeds."""
+    """The records of a recipe with its present settings, one per seed, in the order of the seeds."""
     settings = settings_of(recipe)
     runs = {r["seed"]: r for r in records
             if r["recipe"] == recipe and r["train_images"] == train_images and r["settings"] == settings}
@@ -163,13 +166,45 @@ def sampling_error(accuracy: float, images: int = 10_000) -> float:
     return 200 * (share * (1 - share) / images) ** 0.5
 
 
+def plot_seeds(chosen: list[dict], original: list[dict]) -> Figure:
+    """Draw each seed's accuracy against the epoch, with mean and range, and the last epochs of both recipes."""
+    curves = np.array([r["test_accuracy"] for r in chosen])
+    epochs, low, high = np.arange(1, curves.shape[1] + 1), curves.min(axis=0), curves.max(axis=0)
+    figure, (course, strip) = plt.subplots(1, 2, figsize=(12, 4.2), width_ratios=[2, 1], layout="constrained")
+    course.plot(epochs, curves.T, color="tab:blue", alpha=0.2, linewidth=0.8)
+    course.plot(epochs, curves.mean(axis=0), color="tab:blue", linewidth=2.5, label=f"mean of {len(chosen)} seeds")
+    course.plot(epochs, np.stack([low, high], axis=1), color="tab:blue", linewidth=1.2)
+    course.fill_between(epochs, low, high, color="tab:blue", alpha=0.12, label="their range")
+    course.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(98.9, 99.8))
+    course.xaxis.get_major_locator().set_params(integer=True)
+    groups = [("chosen recipe", chosen, "tab:blue"), ("original recipe", original, "tab:orange")]
+    for x, (_, runs, color) in enumerate(groups):
+        last = [r["test_accuracy"][-1] for r in runs]
+        strip.scatter(x + np.linspace(-0.2, 0.2, len(last)), last, color=color, alpha=0.7)
+        strip.hlines(statistics.mean(last), x - 0.3, x + 0.3, color=color)
+    strip.set(xticks=range(len(groups)), xticklabels=[f"{name}\n({len(runs)} seeds)" for name, runs, _ in groups],
+              xlim=(-0.6, len(groups) - 0.4), ylabel="test accuracy after the last epoch (%)")
+    for axis in (course, strip):
+        axis.axhline(TARGET, color="black", linestyle=":", label=f"target {TARGET} %")
+        axis.grid(alpha=0.3)
+    course.legend(loc="lower right")
+    return figure
+
+
+def plot_recipes(groups: dict[str, list[dict]], key: str = "validation_accuracy") -> Figure:
+    """Draw each recipe's last epochs on a line of its own: a faint dot per run, then mean and standard deviation."""
+    figure, axis = plt.subplots(figsize=(9, 0.45 * len(groups) + 1), layout="constrained")
+    for y, runs in enumerate(groups.values()):
+        result = summarise(runs, key)
+        axis.scatter([r[key][-1] for r in runs], [y] * len(runs), color="tab:blue", alpha=0.35)
+        axis.errorbar(result.mean, y, xerr=result.sd, fmt="D", color="black", capsize=4, markersize=5)
+    axis.set(yticks=range(len(groups)), yticklabels=list(groups), xlabel="accuracy after the last epoch (%)")
+    axis.invert_yaxis()
+    axis.grid(alpha=0.3)
+    return figure
+
+
 # --------------------------------------------------------------------------------------------------- the command
-
-
-def use_one_core() -> None:
-    """One thread a process: runs side by side are worth more than threads within one."""
-    torch.set_num_threads(1)
-    os.environ["TQDM_DISABLE"] = "1"  # bars of several processes would overwrite each other
 
 
 def main() -> None:
@@ -192,10 +227,15 @@ def main() -> None:
                 todo.append((recipe, seed, options.split))
     print(f"{len(todo)} runs to do, {len(recipes) * options.seeds - len(todo)} on record")
     load_mnist(train=True)  # unpacks the data once, before several processes read them
-    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn"), initializer=use_one_core) as pool:
+    os.environ["TQDM_DISABLE"] = "1"  # in the processes: their bars would overwrite each other
+    with ProcessPoolExecutor(options.processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         try:
             for done, future in enumerate(as_completed([pool.submit(run, *job) for job in todo]), start=1):
-                record = future.result()
+                try:
+                    record = future.result()
+                except Exception as error:  # the other runs go on
+                    print(f"{done}/{len(todo)} failed: {error!r}", file=sys.stderr)
+                    continue
                 append_record(record)
                 print(f"{done}/{len(todo)} recorded: {record['recipe']}, seed {record['seed']}: "
                       f"{record['test_accuracy'][-1]:.2f} % in {record['seconds']:.0f} s", flush=True)
@@ -203,9 +243,10 @@ def main() -> None:
             pool.shutdown(wait=False, cancel_futures=True)
             sys.exit("stopped; finished runs are on record, and the same command goes on from there")
     for recipe in recipes:
-        result = summarise(select(read_records(), recipe, images))
-        print(f"{recipe}: {result.mean:.3f} ± {result.sd:.3f} %, from {result.minimum:.2f} to {result.maximum:.2f} %, "
-              f"n = {result.n}")
+        if runs := select(read_records(), recipe, images):
+            result = summarise(runs, "validation_accuracy" if options.split else "test_accuracy")
+            print(f"{recipe}: {result.mean:.3f} ± {result.sd:.3f} %, from {result.minimum:.2f} to "
+                  f"{result.maximum:.2f} %, n = {result.n}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Execute S6_MNIST.ipynb in place: its printed output and progress bars appear in the terminal as they come.
 
-The file is replaced only after every cell has passed; after a failure it stays as it was.
+The file is replaced only after every cell of a full run has passed. After a failure, and after a run that the
+environment variable EPOCHS shortens, it stays as it was.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -24,6 +26,7 @@ class LiveClient(NotebookClient):
 
 
 def main() -> None:
+    sys.stdout.reconfigure(errors="replace")  # a redirected Windows console may not know the bar's characters
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     client = LiveClient(notebook, timeout=None, kernel_name="python3", coalesce_streams=True, record_timing=False,
                         store_widget_state=False, resources={"metadata": {"path": NOTEBOOK.parent}})
@@ -31,6 +34,9 @@ def main() -> None:
         client.execute()
     except CellExecutionError as error:
         sys.exit(f"{NOTEBOOK.name} was left as it was, since a cell failed:\n{error}")
+    if os.environ.get("EPOCHS", "").strip():
+        print(f"{NOTEBOOK.name} was left as it was, since EPOCHS shortened this run")
+        return
     part = NOTEBOOK.with_suffix(".part")
     nbformat.write(notebook, part)
     part.replace(NOTEBOOK)

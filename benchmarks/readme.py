@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import functools
 import io
 import re
 import sys
@@ -12,10 +13,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from model import count_parameters  # noqa: E402
 from utils import load_run, print_epoch, requirements  # noqa: E402
 
 README = ROOT / "README.md"
-MODEL, CONFIG, RUN = load_run(ROOT / "S6_MNIST.pt")
+
+
+@functools.cache
+def stored_run():
+    """Model, config and record of the run in the notebook."""
+    return load_run(ROOT / "S6_MNIST.pt")
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -24,15 +31,17 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def claim() -> str:
-    history, seconds = RUN["history"], sum(row["seconds"] for row in RUN["history"])
-    return (f"**{history[-1]['val_accuracy']:.2f} % after the last of {len(history)} epochs, with "
-            f"{sum(p.numel() for p in MODEL.parameters()):,} parameters**, in {seconds / 60:.0f} minutes on "
-            f"{RUN['environment']['device']}.")
+    model, _, run = stored_run()
+    seconds = sum(row["seconds"] for row in run["history"])
+    time = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+    return (f"**{run['history'][-1]['val_accuracy']:.2f} % after the last of {len(run['history'])} epochs, with "
+            f"{count_parameters(model):,} parameters**, in {time} on {run['environment']['device']}.")
 
 
 def requirements_table() -> str:
+    model, _, run = stored_run()
     rows = [[name, asked, measured, "yes" if passed else "**no**"]
-            for name, asked, measured, passed in requirements(MODEL, CONFIG, RUN["history"])]
+            for name, asked, measured, passed in requirements(model, run["history"])]
     return table(["", "asked for", "measured", "met"], rows)
 
 
@@ -41,22 +50,25 @@ def architecture() -> str:
 
 
 def recipe() -> str:
-    rows = [[f"`{f.name}`", str(getattr(CONFIG, f.name)), f.metadata["meaning"]] for f in fields(CONFIG)]
+    _, config, _ = stored_run()
+    rows = [[f"`{f.name}`", str(getattr(config, f.name)), f.metadata["meaning"]] for f in fields(config)]
     return table(["setting", "value", "meaning"], rows)
 
 
 def log() -> str:
+    model, config, run = stored_run()
     lines = io.StringIO()
     with contextlib.redirect_stdout(lines):
-        for row in RUN["history"]:
-            print_epoch(row, CONFIG, MODEL)
+        for row in run["history"]:
+            print_epoch(row, config, model)
     return "```\n" + lines.getvalue() + "```"
 
 
 def environment() -> str:
-    run = RUN["environment"]
-    return (f"Device {run['device']}, {run['precision']}, Python {run['python']}, torch {run['torch']}, "
-            f"torchvision {run['torchvision']}, seed {CONFIG.seed}.")
+    _, config, run = stored_run()
+    made = run["environment"]
+    return (f"Device: {made['device']}, {made['precision']}. Python {made['python']}, torch {made['torch']}, "
+            f"torchvision {made['torchvision']}. Seed {config.seed}.")
 
 
 BLOCKS = {f.__name__: f for f in (claim, requirements_table, architecture, recipe, log, environment)}
@@ -73,4 +85,4 @@ def render(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(render(README.read_text(encoding="utf-8")), encoding="utf-8")
+    README.write_text(render(README.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")

@@ -53,22 +53,33 @@ def test_bad_archive_without_network(copied_data, name, state):
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: content[:-1] + b"\x0b"])
-def test_bad_unpacked_file(copied_data, damage):
+def test_damaged_unpacked_file_is_unpacked_again(copied_data, train_set, damage):
     load_mnist(train=True, root=copied_data)
     path = copied_data / "MNIST" / "raw" / "train-labels-idx1-ubyte"
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(RuntimeError, match="delete it") as error:
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    assert torch.equal(load_mnist(train=True, root=copied_data)[1], train_set[1])
+    assert path.read_bytes() == whole
+
+    path.write_bytes(damage(whole))
+    archive = path.with_suffix(".gz")
+    archive.unlink()
+    with pytest.raises(RuntimeError, match="git checkout -- data") as error:
         load_mnist(train=True, root=copied_data)
-    assert str(path) in str(error.value)
-    path.unlink()
-    assert len(load_mnist(train=True, root=copied_data)[1]) == 60_000
+    assert f"{archive} is missing" in str(error.value)
+
+
+def test_published_sums_are_those_that_are_checked():
+    text = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    for name, md5 in MNIST.resources:
+        assert f"`{name}` | {(ARCHIVES / name).stat().st_size:,} | {md5} |" in text
 
 
 def test_loader_refuses_labels_that_do_not_fit(train_set):
     images, labels = train_set[0][:10], train_set[1][:10]
     with pytest.raises(ValueError, match="10 images do not go with 9 labels"):
         Loader(images, labels[:9], Config(), CPU, train=True)
-    with pytest.raises(ValueError, match="labels run from 10 to 10"):
+    with pytest.raises(ValueError, match="labels run from 10 to 10; they may run from 0 to 9"):
         Loader(images, torch.full((10,), 10), Config(), CPU, train=True)
 
 
@@ -86,21 +97,55 @@ def test_each_strength_changes_the_images(train_set, strength):
 
 
 def test_no_digit_leaves_the_frame(train_set):
-    """Ink is lost only at the frame: each digit keeps nearly as much of it as its scaling leaves."""
-    images, config = train_set[0][:20_000].float() / 255, Config()
-    augmented = augment(images, config, torch.Generator().manual_seed(0))
-    kept = augmented.sum(dim=(1, 2, 3)) / images.sum(dim=(1, 2, 3))
-    assert kept.min() > 0.9 * (1 - config.scale) ** 2
-    assert kept.max() < 1.1 * (1 + config.scale) ** 2
-    assert kept.median() == pytest.approx(1, abs=0.02)
+    """Rotation, shear and shift preserve area, so ink is lost only at the frame; scaling changes it by its square."""
+    images, generator = train_set[0][:20_000].float() / 255, torch.Generator().manual_seed(0)
+    ink = images.sum(dim=(1, 2, 3))
+    kept = augment(images, Config(scale=0), generator).sum(dim=(1, 2, 3)) / ink
+    assert kept.min() > 0.9
+    assert kept.quantile(0.01) > 0.97
+    scale = Config().scale
+    kept = augment(images, Config(), generator).sum(dim=(1, 2, 3)) / ink
+    assert kept.min() > 0.9 * (1 - scale) ** 2
+    assert kept.max() < 1.1 * (1 + scale) ** 2
 
 
-def test_border_stays_background(train_set):
+def test_augmented_border_is_background(train_set):
     images = train_set[0][:1000].float() / 255
     augmented = augment(images, Config(), torch.Generator())
     assert augmented.min() >= 0
     assert augmented.max() <= 1.001
-    assert augmented[:, :, [0, 0, -1, -1], [0, -1, 0, -1]].mean() < 1e-3
+    batch, _ = next(iter(Loader(*(t[:1000] for t in train_set), Config(batch_size=1000), CPU, train=True)))
+    corners = batch[:, :, [0, 0, -1, -1], [0, -1, 0, -1]]
+    assert corners.median().item() == pytest.approx(-MEAN / STD, abs=1e-4)
+
+
+def moments(images):
+    """Angle in degrees, of the principal axis, and mass of every image."""
+    line = torch.arange(28.0) - 13.5
+    mass = images.sum(dim=(1, 2, 3))
+    x, y = ((images.sum(dim=(1, axis)) * line).sum(1) / mass for axis in (2, 3))
+    xx, yy = ((images.sum(dim=(1, axis)) * line**2).sum(1) / mass for axis in (2, 3))
+    xy = (images[:, 0] * line[:, None] * line).sum(dim=(1, 2)) / mass
+    return torch.rad2deg(0.5 * torch.atan2(2 * (xy - x * y), (xx - x**2) - (yy - y**2))), mass
+
+
+@pytest.mark.parametrize(("strength", "upright"), [("rotation", False), ("shear", True)])
+def test_angles_are_degrees(strength, upright):
+    bars = torch.zeros(2000, 1, 28, 28)
+    bars[:, :, 13:15, 4:24] = 1
+    bars = bars.mT if upright else bars
+    tilted, _ = moments(augment(bars, Config(**{**STILL, strength: 8}), torch.Generator()))
+    tilt = 90 - tilted.abs() if upright else tilted
+    assert tilt.abs().max() == pytest.approx(8, abs=0.3)
+    assert tilt.abs().median() == pytest.approx(4, abs=0.4)
+
+
+def test_scale_is_a_share_of_the_size():
+    bars = torch.zeros(2000, 1, 28, 28)
+    bars[:, :, 10:18, 10:18] = 1
+    _, mass = moments(augment(bars, Config(**{**STILL, "scale": 0.2}), torch.Generator()))
+    sides = (mass / 64).sqrt()
+    assert (sides.min().item(), sides.max().item()) == pytest.approx((0.8, 1.2), abs=0.02)
 
 
 def test_shift_is_what_it_says(train_set):
@@ -134,6 +179,19 @@ def test_training_batches_are_shuffled_whole_and_reproducible(train_set):
     tags = ((first[0][:, 0, 0, 0] * STD + MEAN) * 255).round().long() - 1
     assert torch.equal(tags, first[1])
     assert len(loader) == len(list(loader)) == 11
+
+
+def test_last_steps_see_plain_images(train_set):
+    images, labels = train_set[0][:400], train_set[1][:400]
+    plain = {image.numpy().tobytes() for image in (images.float() / 255 - MEAN) / STD}
+    loader = Loader(images, labels, Config(epochs=2, batch_size=100, plain=0.25), CPU, train=True)
+
+    def are_plain(epoch):
+        loader.epoch = epoch
+        return [all(image.numpy().tobytes() in plain for image in batch) for batch, _ in loader]
+
+    assert are_plain(1) == [False, False, False, False]
+    assert are_plain(2) == [False, False, True, True]
 
 
 def test_evaluation_batches_are_the_images(test_set):

@@ -5,12 +5,14 @@ import math
 import matplotlib
 import pytest
 import torch
-from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from tqdm import tqdm
 
 import utils
 from model import Net
 from utils import (
     Config,
+    Loader,
     evaluate,
     fit,
     load_run,
@@ -41,7 +43,7 @@ def without_seconds(history):
 @pytest.mark.parametrize(("name", "value", "limit"), [
     ("epochs", 0, "from 1 to 19"), ("epochs", 20, "from 1 to 19"), ("epochs", 2.5, "int"), ("dropout", 1.0, "0.99"),
     ("dropout", -0.1, "from 0"), ("learning_rate", math.nan, "from 0 to 10"), ("batch_size", 0, "from 1"),
-    ("rotation", "10", "float"),
+    ("rotation", "10", "float"), ("epochs", True, "int"), ("nesterov", 1, "bool"),
 ])
 def test_config_refuses_what_is_out_of_range(name, value, limit):
     with pytest.raises(ValueError, match=f"Config.{name} is {value!r}") as error:
@@ -68,7 +70,8 @@ def test_same_seed_same_history(small_loaders):
     assert without_seconds(other) != without_seconds(history)
 
 
-def test_history_and_bar(small_loaders, capsys):
+def test_history_and_bar(small_loaders, capsys, monkeypatch):
+    monkeypatch.setattr(utils, "tqdm", lambda **options: tqdm(**{**options, "mininterval": 0}))  # draws in every step
     model, history = train(small_loaders)
     assert [row["epoch"] for row in history] == [1, 2]
     assert set(history[0]) == {"epoch", "learning_rate", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
@@ -79,6 +82,29 @@ def test_history_and_bar(small_loaders, capsys):
     assert output.err == ""
     lines = [line.split("\r")[-1] for line in output.out.splitlines()]
     assert [line[:10] for line in lines if " | validation" in line] == ["epoch  1/2", "epoch  2/2"]
+    assert all(text in output.out for text in ("loss=", "accuracy=", " images/s"))
+
+
+def test_steps_do_not_read_from_the_device(small_loaders, monkeypatch):
+    """Nothing in a step makes the host wait for the device: an epoch reads as often in 60 steps as in 6."""
+    monkeypatch.setattr(utils, "tqdm", lambda **options: tqdm(**{**options, "disable": True}))
+
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.count += function is torch.ops.aten._local_scalar_dense.default
+            return function(*args, **(kwargs or {}))
+
+    counts = []
+    for batch_size in (10, 100):
+        loader, _ = small_loaders(Config(batch_size=batch_size))
+        model = Net()
+        optimizer, scheduler = make_optimizer(model, loader.config, len(loader))
+        with Reads() as reads:
+            utils.train_epoch(model, loader, optimizer, scheduler, [])
+        counts.append(reads.count)
+    assert counts[0] == counts[1] <= 3
 
 
 def test_training_learns(small_loaders):
@@ -131,41 +157,66 @@ def test_weight_decay_spares_biases_and_batchnorm():
     assert sum(p.numel() for group in (decayed, spared) for p in group["params"]) == 19_712
 
 
-def test_average_of_weights(small_loaders):
-    """Without decay the average is the last weights; with decay it is the recursion written out."""
-    model, average = nn.Linear(1, 1), None
-    average, plain = utils.WeightAverage(model, 0.5), utils.WeightAverage(model, 0)
-    expected = model.weight.item()
-    for update in range(20):
-        model.weight.data += 1
-        decay = min(0.5, (1 + update) / (10 + update))
-        expected = decay * expected + (1 - decay) * model.weight.item()
-        average.update()
-        plain.update()
-    assert average.model.weight.item() == pytest.approx(expected, rel=1e-5)
-    assert plain.model.weight.item() == model.weight.item()
+def test_average_of_weights():
+    """Without decay the average is the last value; with decay it is the recursion written out."""
+    value, average, last, expected = torch.tensor(1.0), torch.tensor(1.0), torch.tensor(1.0), 1.0
+    for step in range(20):
+        value += 1
+        kept = min(0.5, (1 + step) / (10 + step))
+        expected = kept * expected + (1 - kept) * value.item()
+        utils.update_average([(average, value)], step, 0.5)
+        utils.update_average([(last, value)], step, 0)
+    assert average.item() == pytest.approx(expected, rel=1e-5)
+    assert last.item() == value.item()
 
 
-def test_interrupt_keeps_what_there_is(small_loaders, capsys):
-    def stop(row, config, model):
-        if row["epoch"] == 2:
-            raise KeyboardInterrupt
+def test_validation_uses_averaged_weights(small_loaders):
+    seen = []
 
-    model, history = train(small_loaders, Config(epochs=5, batch_size=50), on_epoch=stop)
-    assert [row["epoch"] for row in history] == [1, 2]
-    assert "2 finished epochs" in capsys.readouterr().out
-    assert evaluate(model, small_loaders(SHORT)[1])[1] == history[-1]["val_accuracy"]
+    def spy(row, config, averaged):
+        seen.append([p.clone() for p in averaged.parameters()])
+
+    model, _ = train(small_loaders, on_epoch=spy)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), seen[-1], strict=True))
+    plain, _ = train(small_loaders, Config(epochs=2, batch_size=50, average_decay=0))
+    assert not torch.equal(next(plain.parameters()), seen[-1][0])
+
+
+class Disturbed(Loader):
+    """A training loader in which something happens at one step of one epoch."""
+
+    def __iter__(self):
+        for step, (images, labels) in enumerate(super().__iter__(), start=1):
+            yield self.happens(images) if (self.epoch, step) == self.when else images, labels
+
+
+def disturb(loader, when, happens):
+    loader.__class__, loader.when, loader.happens = Disturbed, when, happens
+
+
+def interrupt(images):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("when", "finished"), [((1, 3), 0), ((2, 3), 1)])
+def test_interrupt_keeps_what_there_is(small_loaders, capsys, when, finished):
+    train_loader, val_loader = small_loaders(SHORT)
+    disturb(train_loader, when, interrupt)
+    set_seed(0)
+    model = Net()
+    start = evaluate(model, val_loader)
+    history = fit(model, train_loader, val_loader)
+    assert [row["epoch"] for row in history] == list(range(1, finished + 1))
+    assert f"Interrupted in epoch {finished + 1} of 2" in capsys.readouterr().out
+    assert evaluate(model, val_loader) != start
+    assert not utils.requirements(model, history)[0][-1]
+    plot_history(history)
+    matplotlib.pyplot.close("all")
 
 
 def test_loss_that_is_not_finite_stops_training(small_loaders):
     train_loader, val_loader = small_loaders(SHORT)
-
-    class Poisoned(type(train_loader)):
-        def __iter__(self):
-            for step, (images, labels) in enumerate(super().__iter__(), start=1):
-                yield images * (math.nan if (self.epoch, step) == (2, 3) else 1), labels
-
-    train_loader.__class__ = Poisoned
+    disturb(train_loader, (2, 3), lambda images: images * math.nan)
     with pytest.raises(FloatingPointError, match=r"nan in epoch 2, step 3 of 12: .* than 0\.\d"):
         fit(Net(), train_loader, val_loader)
 

@@ -7,7 +7,7 @@ import torch
 
 from utils import Loader, load_mnist
 
-os.environ.setdefault("EPOCHS", "1")  # the notebook's kernel inherits it
+os.environ["EPOCHS"] = "1"  # the notebook's kernel inherits it
 
 
 @pytest.fixture(scope="session")

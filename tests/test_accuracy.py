@@ -1,0 +1,78 @@
+"""The records of many runs are kept, read and summarised as they should be."""
+
+import json
+
+import accuracy
+import pytest
+import torch
+from torch import nn
+
+from model import IMAGE_SHAPE, Net
+from utils import Config
+
+SETTINGS = accuracy.settings_of("chosen")
+
+
+def record(seed, last, recipe="chosen", train_images=60_000, **changes):
+    return {"recipe": recipe, "settings": SETTINGS, "seed": seed, "train_images": train_images, "parameters": 19_712,
+            "test_accuracy": [98.0, 99.0, last], "seconds": 1.0, "device": "cpu", "versions": {}, **changes}
+
+
+def test_summary_of_a_small_record():
+    result = accuracy.summarise([record(0, 99.6), record(1, 99.5), record(2, 99.7)])
+    assert result == pytest.approx((3, 99.6, 0.1, 99.5, 99.7))
+    assert accuracy.sampling_error(99.6) == pytest.approx(0.126, abs=0.001)
+
+
+def test_selection_takes_one_run_a_seed_of_the_present_recipe():
+    stale = {**SETTINGS, "learning_rate": 0.5}
+    records = [record(1, 99.6), record(0, 99.5), record(2, 99.9, settings=stale), record(3, 99.9, train_images=50_000),
+               record(4, 99.9, recipe="original"), record(1, 99.7)]
+    runs = accuracy.select(records, "chosen", 60_000)
+    assert [(r["seed"], r["test_accuracy"][-1]) for r in runs] == [(0, 99.5), (1, 99.7)]
+
+
+def test_damaged_line_loses_no_other_run(tmp_path, capsys):
+    path = tmp_path / "records.jsonl"
+    for seed in range(2):
+        accuracy.append_record(record(seed, 99.5), path)
+    with path.open("a") as file:
+        file.write(json.dumps(record(2, 99.5))[:50])  # killed in the middle of a line
+    assert [r["seed"] for r in accuracy.read_records(path)] == [0, 1]
+    assert "line 3: not a whole record" in capsys.readouterr().err
+    accuracy.append_record(record(3, 99.5), path)
+    assert [r["seed"] for r in accuracy.read_records(path)] == [0, 1, 3]
+    assert accuracy.read_records(tmp_path / "none.jsonl") == []
+
+
+def test_split_is_fixed_stratified_and_whole(train_set):
+    labels = train_set[1]
+    kept, held_out = accuracy.split_training(labels)
+    assert (len(kept), len(held_out)) == (50_000, 10_000)
+    assert torch.equal(torch.cat([kept, held_out]).sort().values, torch.arange(60_000))
+    assert (labels[held_out].bincount() - labels.bincount() / 6).abs().max() <= 1
+    assert torch.equal(held_out, accuracy.split_training(labels)[1])
+
+
+@pytest.mark.parametrize("recipe", accuracy.RECIPES)
+def test_every_recipe_builds_its_network(recipe):
+    settings = accuracy.settings_of(recipe)
+    network = settings.pop("network")
+    model = accuracy.build(network, Config(**settings))
+    assert model(torch.rand(4, *IMAGE_SHAPE)).shape == (4, 10)
+    changed = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in Net().parameters())
+    assert changed == {"without BatchNorm": -288, "fully connected for GAP": 2_510}.get(recipe, 0)
+    expected = {"without BatchNorm": (nn.ReLU, nn.Identity), "BatchNorm before ReLU": (nn.BatchNorm2d, nn.ReLU)}
+    assert (type(model.stage1[0][1]), type(model.stage1[0][2])) == expected.get(recipe, (nn.ReLU, nn.BatchNorm2d))
+
+
+def test_a_run_is_recorded_whole(monkeypatch, train_set, test_set, capsys):
+    monkeypatch.setitem(accuracy.RECIPES, "tiny", {"epochs": 2, "batch_size": 100})
+    small = {True: [t[:1200] for t in train_set], False: [t[:500] for t in test_set]}
+    monkeypatch.setattr(accuracy, "load_mnist", lambda train: small[train])
+    done = accuracy.run("tiny", 0, split=True)
+    assert (done["recipe"], done["seed"], done["train_images"], done["parameters"]) == ("tiny", 0, 1000, 19_712)
+    assert len(done["test_accuracy"]) == len(done["validation_accuracy"]) == 2
+    assert done["settings"]["epochs"] == 2
+    assert json.loads(json.dumps(done)) == done
+    assert "tiny, seed 0: epoch 2/2" in capsys.readouterr().out
