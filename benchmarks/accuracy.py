@@ -2,6 +2,7 @@
 
     python benchmarks/accuracy.py chosen --seeds 20          # on all 60,000 training images
     python benchmarks/accuracy.py --split --seeds 3          # every recipe, on 50,000, scored on the other 10,000
+    python benchmarks/accuracy.py chosen --split --set dropout=0.1 batch_size=128      # a candidate for a better one
 
 A run that is on record is not repeated, so a command that was stopped goes on when it is given again.
 """
@@ -75,8 +76,12 @@ def split_training(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def settings_of(recipe: str) -> dict:
-    """Every setting of a recipe but the seed: the fields of its `Config`, and its network."""
-    changes = dict(RECIPES[recipe])
+    """Every setting of a recipe but the seed: the fields of its `Config`, and its network.
+
+    A recipe is named by a key of `RECIPES`, or by one and what a candidate changes in it: "chosen, dropout=0.1".
+    """
+    name, *candidate = recipe.split(", ")
+    changes = {**RECIPES[name], **{field: json.loads(value) for field, value in (c.split("=") for c in candidate)}}
     network = changes.pop("network", None)
     settings = asdict(Config(**changes))
     del settings["seed"]
@@ -213,12 +218,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N-1 (default: 3)")
     parser.add_argument("--first-seed", type=int, default=0, help="start at another seed")
     parser.add_argument("--split", action="store_true", help="train on 50,000 images, hold 10,000 out")
+    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="change fields of Config")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs side by side (default: all cores)")
     options = parser.parse_args()
-    recipes = options.recipes or list(RECIPES)
+    recipes = [", ".join([recipe, *options.set]) for recipe in options.recipes or RECIPES]
     for recipe in recipes:
-        if recipe not in RECIPES:
-            parser.error(f"no recipe {recipe!r}: choose from {', '.join(map(repr, RECIPES))}")
+        try:
+            settings_of(recipe)
+        except (KeyError, TypeError, ValueError) as error:
+            parser.error(f"{recipe!r} is no recipe ({error}); there are {', '.join(map(repr, RECIPES))}")
     images, records = 50_000 if options.split else 60_000, read_records()
     todo = []
     for seed in range(options.first_seed, options.first_seed + options.seeds):

@@ -1,4 +1,4 @@
-"""Fill the marked blocks of README.md from the records, so that no result in it is typed by hand.
+"""Fill the marked blocks of the two README.md from the records, so that no result in them is typed by hand.
 
     python benchmarks/readme.py
 """
@@ -8,15 +8,16 @@ import functools
 import io
 import re
 import sys
+from collections import defaultdict
 from dataclasses import fields
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from accuracy import read_records, settings_of, summarise  # noqa: E402
+
 from model import count_parameters  # noqa: E402
 from utils import load_run, print_epoch, requirements  # noqa: E402
-
-README = ROOT / "README.md"
 
 
 @functools.cache
@@ -71,18 +72,38 @@ def environment() -> str:
             f"torchvision {made['torchvision']}. Seed {config.seed}.")
 
 
-BLOCKS = {f.__name__: f for f in (claim, requirements_table, architecture, recipe, log, environment)}
+def candidates() -> str:
+    """What the recipes that were tried on the split change in the chosen one, and how they ended."""
+    chosen, groups = settings_of("chosen"), defaultdict(list)
+    for record in read_records():
+        if record["train_images"] == 50_000:
+            changes = [f"{name} {value}" for name, value in record["settings"].items() if value != chosen[name]]
+            groups[", ".join(changes) or "(the chosen recipe)"].append(record)
+    rows = []
+    for name, runs in groups.items():
+        n, mean, _, low, high = summarise(runs, "validation_accuracy")
+        rows.append([f"{mean:.3f}", f"{low:.2f}–{high:.2f}", f"{n}", name])
+    return table(["mean (%)", "range (%)", "runs", "change in the chosen recipe"], sorted(rows, reverse=True))
 
 
-def render(text: str) -> str:
-    """Replace what stands between `<!-- name -->` and `<!-- end -->` by what the records say now."""
-    for name, write in BLOCKS.items():
+PAGES = {
+    ROOT / "README.md": (claim, requirements_table, architecture, recipe, log, environment),
+    ROOT / "benchmarks" / "README.md": (candidates,),
+}
+
+
+def render(page: Path) -> str:
+    """The page with what the records say now between each `<!-- name -->` and `<!-- end -->`."""
+    text = page.read_text(encoding="utf-8")
+    for write in PAGES[page]:
+        name = write.__name__
         pattern = rf"(?<=<!-- {name} -->\n).*?(?=\n<!-- end -->)"
         text, count = re.subn(pattern, lambda _, write=write: write(), text, flags=re.DOTALL)
         if count != 1:
-            raise ValueError(f"README.md has {count} blocks between '<!-- {name} -->' and '<!-- end -->'; it needs one")
+            raise ValueError(f"{page} has {count} blocks between '<!-- {name} -->' and '<!-- end -->'; it needs one")
     return text
 
 
 if __name__ == "__main__":
-    README.write_text(render(README.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
+    for page in PAGES:
+        page.write_text(render(page), encoding="utf-8", newline="\n")

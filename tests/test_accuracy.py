@@ -66,6 +66,13 @@ def test_every_recipe_builds_its_network(recipe):
     assert (type(model.stage1[0][1]), type(model.stage1[0][2])) == expected.get(recipe, (nn.ReLU, nn.BatchNorm2d))
 
 
+def test_candidates_change_a_recipe():
+    settings = accuracy.settings_of("original, dropout=0.25, nesterov=true")
+    assert (settings["dropout"], settings["nesterov"], settings["learning_rate"]) == (0.25, True, 0.01)
+    with pytest.raises(ValueError, match=r"Config\.dropout is 2"):
+        accuracy.settings_of("chosen, dropout=2")
+
+
 def test_a_run_is_recorded_whole(monkeypatch, train_set, test_set, capsys):
     monkeypatch.setitem(accuracy.RECIPES, "tiny", {"epochs": 2, "batch_size": 100})
     small = {True: [t[:1200] for t in train_set], False: [t[:500] for t in test_set]}

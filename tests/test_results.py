@@ -44,9 +44,9 @@ def test_requirements_are_met_and_can_fail(stored):
     assert [passed for *_, passed in requirements(nn.Linear(784, 100), poor)] == [False] * 6
 
 
-def test_readme_agrees_with_the_records():
-    text = readme.README.read_text(encoding="utf-8")
-    assert readme.render(text) == text, "run 'python benchmarks/readme.py'"
+@pytest.mark.parametrize("page", readme.PAGES, ids=lambda path: path.parent.name + "/" + path.name)
+def test_pages_agree_with_the_records(page):
+    assert readme.render(page) == page.read_text(encoding="utf-8"), "run 'python benchmarks/readme.py'"
 
 
 def test_weight_file_is_small():
