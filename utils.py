@@ -94,7 +94,7 @@ def has_bfloat16(device: torch.device) -> bool:
 
 def layout(device: torch.device) -> torch.memory_format:
     """channels_last, in which convolutions are faster; but BatchNorm's gradients in it have been wrong on MPS."""
-    return torch.contiguous_format if device.type == "mps" else torch.channels_last  # pytorch issue 175189
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last  # pytorch/pytorch#175189
 
 
 UNPACKED_MD5 = {  # of the files inside the archives; torchvision checks the archives, but not what it unpacked
@@ -204,7 +204,7 @@ def make_optimizer(model: nn.Module, config: Config, steps: int) -> tuple[Optimi
 
 def train_epoch(model: nn.Module, loader: Loader, optimizer: Optimizer, scheduler: LRScheduler,
                 averages: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-    """Train `model` for one epoch; return the mean loss and the accuracy in percent, over the augmented images.
+    """Train `model` for one epoch; return the mean loss and the accuracy in percent, as they were in training.
 
     Losses stay on the device and are read when the progress bar is drawn, about twice a second, not in every step.
     FloatingPointError names the epoch and the step in which the loss stopped being finite.
@@ -259,7 +259,7 @@ def evaluate(model: nn.Module, loader: Loader) -> tuple[float, float]:
 
 
 def print_epoch(row: dict, config: Config, _model: nn.Module) -> None:
-    """Print one row of the history as a line of fixed width."""
+    """Print one row of the history."""
     print(f"epoch {row['epoch']:2}/{config.epochs} | training: loss {row['train_loss']:.4f}, "
           f"accuracy {row['train_accuracy']:.2f} % | validation: loss {row['val_loss']:.4f}, "
           f"accuracy {row['val_accuracy']:.2f} % | {row['seconds']:4.1f} s")
@@ -283,11 +283,9 @@ def fit(model: nn.Module, train_loader: Loader, val_loader: Loader, on_epoch: Ca
             train_loader.epoch = epoch
             train_loss, train_accuracy = train_epoch(model, train_loader, optimizer, scheduler, averages)
             val_loss, val_accuracy = evaluate(averaged, val_loader)
-            history.append({
-                "epoch": epoch, "learning_rate": scheduler.get_last_lr()[0],
-                "train_loss": train_loss, "train_accuracy": train_accuracy,
-                "val_loss": val_loss, "val_accuracy": val_accuracy, "seconds": time.perf_counter() - start,
-            })
+            history.append({"epoch": epoch, "learning_rate": scheduler.get_last_lr()[0], "train_loss": train_loss,
+                            "train_accuracy": train_accuracy, "val_loss": val_loss, "val_accuracy": val_accuracy,
+                            "seconds": time.perf_counter() - start})
             on_epoch(history[-1], config, averaged)
     except KeyboardInterrupt:
         print(f"Interrupted in epoch {len(history) + 1} of {config.epochs}: the model and {len(history)} finished "
@@ -386,9 +384,9 @@ def plot_history(history: list[dict]) -> Figure:
     """Draw loss, accuracy (with the target) and learning rate against the epoch."""
     epochs = [row["epoch"] for row in history]
     figure, (loss, accuracy, rate) = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-    for key, label, style in (("train", "training, augmented images", "o--"), ("val", "validation", "o-")):
+    for key, label, style in (("train", "training", "o--"), ("val", "validation", "o-")):
         loss.plot(epochs, [row[f"{key}_loss"] for row in history], style, label=label, markersize=4)
-        accuracy.plot(epochs, [row[f"{key}_accuracy"] for row in history], style, label=label, markersize=4)
+        accuracy.plot(epochs, [row[f"{key}_accuracy"] for row in history], style, markersize=4)
     accuracy.axhline(TARGET, color="black", linestyle=":", label=f"target {TARGET} %")
     accuracy.set_ylim(98, 100)
     rate.plot(epochs, [row["learning_rate"] for row in history], "o-", color="tab:green", markersize=4)

@@ -97,8 +97,8 @@ def render(page: Path) -> str:
     text = page.read_text(encoding="utf-8")
     for write in PAGES[page]:
         name = write.__name__
-        pattern = rf"(?<=<!-- {name} -->\n).*?(?=\n<!-- end -->)"
-        text, count = re.subn(pattern, lambda _, write=write: write(), text, flags=re.DOTALL)
+        block = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+        text, count = block.subn(lambda match, write=write: match[1] + write() + match[2], text)
         if count != 1:
             raise ValueError(f"{page} has {count} blocks between '<!-- {name} -->' and '<!-- end -->'; it needs one")
     return text

@@ -55,7 +55,7 @@ def test_every_epoch_is_shown(code):
 
 
 def test_cells_are_short(code):
-    assert all(len("".join(cell["source"]).splitlines()) <= 15 for cell in code)
+    assert all(len("".join(cell["source"]).splitlines()) <= 12 for cell in code)
 
 
 def test_deterministic_cells_are_compared(code):
