@@ -376,7 +376,7 @@ def plot_digits(images: Tensor, titles: list[str] | None = None, columns: int = 
         axis.axis("off")
     for axis, image, title in zip(axes.flat, images.cpu(), titles or [""] * len(images), strict=False):
         axis.imshow(image[0].numpy(), cmap="gray_r")
-        axis.set_title(title, fontsize=9)
+        axis.set_title(title, fontsize=max(9, 0.8 * columns))  # legible however the page scales the figure
     return figure
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 NOTEBOOK = Path(__file__).resolve().parent.parent / "S6_MNIST.ipynb"
 
@@ -34,6 +34,8 @@ def main() -> None:
         client.execute()
     except CellExecutionError as error:
         sys.exit(f"{NOTEBOOK.name} was left as it was, since a cell failed:\n{error}")
+    except (KeyboardInterrupt, DeadKernelError, AssertionError):  # nbclient's ways to end after Ctrl-C
+        sys.exit(f"\n{NOTEBOOK.name} was left as it was, since the run was interrupted")
     if os.environ.get("EPOCHS", "").strip():
         print(f"{NOTEBOOK.name} was left as it was, since EPOCHS shortened this run")
         return

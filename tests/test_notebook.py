@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 
@@ -129,4 +131,22 @@ def test_only_a_full_run_replaces_the_notebook(tmp_path):
     stored = path.read_text()
     run = subprocess.run([sys.executable, runner], capture_output=True, text=True, env={**os.environ, "EPOCHS": "1"})
     assert "left as it was, since EPOCHS shortened this run" in run.stdout
+    assert path.read_text() == stored
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends the signal of Ctrl-C, which Windows does not know")
+def test_interrupted_run_keeps_the_notebook(tmp_path):
+    (tmp_path / "benchmarks").mkdir()
+    runner = shutil.copy(ROOT / "benchmarks" / "notebook.py", tmp_path / "benchmarks")
+    source = "import time\nprint('started', flush=True)\ntime.sleep(60)"
+    cell = {"cell_type": "code", "id": "c0", "metadata": {}, "outputs": [], "source": source, "execution_count": None}
+    path = tmp_path / "S6_MNIST.ipynb"
+    path.write_text(json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    stored = path.read_text()
+    run = subprocess.Popen([sys.executable, runner], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert run.stdout.readline() == "started\n"
+    run.send_signal(signal.SIGINT)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert "left as it was, since the run was interrupted" in errors
     assert path.read_text() == stored
