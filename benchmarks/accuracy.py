@@ -1,4 +1,4 @@
-"""Train the network with many seeds and record every run: the evidence behind the numbers of the README.
+"""Train the network with many seeds and record every run: what a recipe is worth beyond one lucky seed.
 
     python benchmarks/accuracy.py chosen --seeds 20          # on all 60,000 training images
     python benchmarks/accuracy.py --split --seeds 3          # every recipe, on 50,000, scored on the other 10,000
@@ -20,16 +20,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib.pyplot as plt
-import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from model import CLASSES, Net, count_parameters  # noqa: E402
-from utils import TARGET, Config, Loader, environment, evaluate, fit, load_mnist, set_seed  # noqa: E402
+from utils import Config, Loader, environment, evaluate, fit, load_mnist, set_seed  # noqa: E402
 
 RECORDS = ROOT / "benchmarks" / "results" / "accuracy.jsonl"
 CONSTANT_RATE = {"warmup": 0, "first_rate": 1, "last_rate": 1}
@@ -118,9 +115,6 @@ def run(recipe: str, seed: int, split: bool) -> dict:
             "versions": versions}
 
 
-# --------------------------------------------------------------------------------------------------- the records
-
-
 def read_records(path: Path = RECORDS) -> list[dict]:
     """The finished runs on record; a damaged line, as a killed writer may leave it, is reported and passed over."""
     records = []
@@ -169,47 +163,6 @@ def sampling_error(accuracy: float, images: int = 10_000) -> float:
     """Two standard errors, in points, of an accuracy in percent that was measured on `images` drawn at random."""
     share = accuracy / 100
     return 200 * (share * (1 - share) / images) ** 0.5
-
-
-def plot_seeds(chosen: list[dict], original: list[dict]) -> Figure:
-    """Draw each seed's accuracy against the epoch, with mean and range, and the last epochs of both recipes."""
-    curves = np.array([r["test_accuracy"] for r in chosen])
-    epochs, low, high = np.arange(1, curves.shape[1] + 1), curves.min(axis=0), curves.max(axis=0)
-    figure, (course, strip) = plt.subplots(1, 2, figsize=(12, 4.2), width_ratios=[2, 1], layout="constrained")
-    course.plot(epochs, curves.T, color="tab:blue", alpha=0.2, linewidth=0.8)
-    course.plot(epochs, curves.mean(axis=0), color="tab:blue", linewidth=2.5, label=f"mean of {len(chosen)} seeds")
-    course.plot(epochs, np.stack([low, high], axis=1), color="tab:blue", linewidth=1.2)
-    course.fill_between(epochs, low, high, color="tab:blue", alpha=0.12, label="their range")
-    course.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(98.9, 99.8))
-    course.xaxis.get_major_locator().set_params(integer=True)
-    groups = [("chosen recipe", chosen, "tab:blue"), ("original recipe", original, "tab:orange")]
-    for x, (_, runs, color) in enumerate(groups):
-        last = [r["test_accuracy"][-1] for r in runs]
-        strip.scatter(x + np.linspace(-0.2, 0.2, len(last)), last, color=color, alpha=0.7)
-        strip.hlines(statistics.mean(last), x - 0.3, x + 0.3, color=color)
-    strip.set(xticks=range(len(groups)), xticklabels=[f"{name}\n({len(runs)} seeds)" for name, runs, _ in groups],
-              xlim=(-0.6, len(groups) - 0.4), ylabel="test accuracy after the last epoch (%)")
-    for axis in (course, strip):
-        axis.axhline(TARGET, color="black", linestyle=":", label=f"target {TARGET} %")
-        axis.grid(alpha=0.3)
-    course.legend(loc="lower right")
-    return figure
-
-
-def plot_recipes(groups: dict[str, list[dict]], key: str = "validation_accuracy") -> Figure:
-    """Draw each recipe's last epochs on a line of its own: a faint dot per run, then mean and standard deviation."""
-    figure, axis = plt.subplots(figsize=(9, 0.45 * len(groups) + 1), layout="constrained")
-    for y, runs in enumerate(groups.values()):
-        result = summarise(runs, key)
-        axis.scatter([r[key][-1] for r in runs], [y] * len(runs), color="tab:blue", alpha=0.35)
-        axis.errorbar(result.mean, y, xerr=result.sd, fmt="D", color="black", capsize=4, markersize=5)
-    axis.set(yticks=range(len(groups)), yticklabels=list(groups), xlabel="accuracy after the last epoch (%)")
-    axis.invert_yaxis()
-    axis.grid(alpha=0.3)
-    return figure
-
-
-# --------------------------------------------------------------------------------------------------- the command
 
 
 def main() -> None:
