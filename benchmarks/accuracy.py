@@ -9,14 +9,15 @@ A run that is on record is not repeated, so a command that was stopped goes on w
 
 import argparse
 import json
+import multiprocessing
 import os
+import signal
 import statistics
 import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,8 +26,9 @@ from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from benchmarks.evidence import environment  # noqa: E402
 from model import CLASSES, Net, count_parameters  # noqa: E402
-from utils import Config, Loader, environment, evaluate, fit, load_mnist, set_seed  # noqa: E402
+from utils import Config, Loader, evaluate, fit, load_mnist, set_seed  # noqa: E402
 
 RECORDS = ROOT / "benchmarks" / "results" / "accuracy.jsonl"
 CONSTANT_RATE = {"warmup": 0, "first_rate": 1, "last_rate": 1}
@@ -35,17 +37,16 @@ NO_AUGMENTATION = {"rotation": 0, "shift": 0, "scale": 0, "shear": 0}
 # What each recipe changes in `Config`, the chosen recipe; "network" names a change of the network instead.
 RECIPES = {
     "chosen": {},
-    "original": {  # plain SGD at a constant rate and rotation alone, as such assignments are usually solved
-        "batch_size": 128, "learning_rate": 0.01, **CONSTANT_RATE, "nesterov": False, "weight_decay": 0,
-        "label_smoothing": 0, "average_decay": 0, "dropout": 0.1, **NO_AUGMENTATION, "rotation": 10, "plain": 0,
+    "original": {  # SGD at a constant rate and rotation alone, as such assignments are usually solved
+        "batch_size": 128, "muon": False, "learning_rate": 0.01, "other_rate": 0.01, **CONSTANT_RATE, "momentum": 0.9,
+        "weight_decay": 0, "label_smoothing": 0, "average_decay": 0, "dropout": 0.1, **NO_AUGMENTATION, "rotation": 10,
+        "plain": 0,
     },
     "without BatchNorm": {"network": "without BatchNorm"},
     "without Dropout": {"dropout": 0},
     "without augmentation": NO_AUGMENTATION,
-    "without plain images at the end": {"plain": 0},
     "without schedule": CONSTANT_RATE,
     "without label smoothing": {"label_smoothing": 0},
-    "without weight average": {"average_decay": 0},
     "fully connected for GAP": {"network": "fully connected for GAP"},
     "BatchNorm before ReLU": {"network": "BatchNorm before ReLU"},
 }
@@ -102,6 +103,9 @@ def run(recipe: str, seed: int, split: bool) -> dict:
         test_accuracy.append(evaluate(averaged, test_loader)[1] if split else row["val_accuracy"])
         print(f"{recipe}, seed {seed}: epoch {row['epoch']}/{config.epochs}, {row['val_accuracy']:.2f} %, "
               f"{row['seconds']:.0f} s", flush=True)
+        starter = multiprocessing.parent_process()
+        if starter is not None and not starter.is_alive():  # nobody is left to record this run
+            raise KeyboardInterrupt
 
     history = fit(model, loader, val_loader, on_epoch)
     if len(history) < config.epochs:
@@ -153,7 +157,9 @@ class Summary(NamedTuple):
 
 
 def summarise(runs: list[dict], key: str = "test_accuracy") -> Summary:
-    """Summarise the last epochs of one or more runs; the standard deviation of a single run is nan."""
+    """Summarise the last epochs of the runs; the standard deviation of a single one is nan. ValueError without any."""
+    if not runs:
+        raise ValueError("no run of the recipe as it is now is on record: 'python benchmarks/accuracy.py' makes some")
     last = [r[key][-1] for r in runs]
     sd = statistics.stdev(last) if len(last) > 1 else float("nan")
     return Summary(len(last), statistics.mean(last), sd, min(last), max(last))
@@ -188,9 +194,12 @@ def main() -> None:
             if seed not in {r["seed"] for r in select(records, recipe, images)}:
                 todo.append((recipe, seed, options.split))
     print(f"{len(todo)} runs to do, {len(recipes) * options.seeds - len(todo)} on record")
-    load_mnist(train=True)  # unpacks the data once, before several processes read them
+    for train in (True, False):
+        load_mnist(train)  # downloads what is missing once, before several processes read it
     os.environ["TQDM_DISABLE"] = "1"  # in the processes: their bars would overwrite each other
-    with ProcessPoolExecutor(options.processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # "kill" ends as Ctrl-C does
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.processes, context, torch.set_num_threads, (1,)) as pool:
         try:
             for done, future in enumerate(as_completed([pool.submit(run, *job) for job in todo]), start=1):
                 try:
@@ -203,6 +212,8 @@ def main() -> None:
                       f"{record[key][-1]:.2f} % in {record['seconds']:.0f} s", flush=True)
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
             sys.exit("stopped; finished runs are on record, and the same command goes on from there")
     for recipe in recipes:
         if runs := select(read_records(), recipe, images):

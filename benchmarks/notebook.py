@@ -4,7 +4,6 @@ The file is replaced only after every cell of a full run has passed. After a fai
 environment variable EPOCHS shortens, it stays as it was.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -12,7 +11,11 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
-NOTEBOOK = Path(__file__).resolve().parent.parent / "S6_MNIST.ipynb"
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from utils import Config, config_from_environment  # noqa: E402
+
+NOTEBOOK = ROOT / "S6_MNIST.ipynb"
 
 
 class LiveClient(NotebookClient):
@@ -26,6 +29,10 @@ class LiveClient(NotebookClient):
 
 
 def main() -> None:
+    try:
+        full = config_from_environment() == Config()
+    except ValueError as error:
+        sys.exit(str(error))
     sys.stdout.reconfigure(errors="replace")  # a redirected Windows console may not know the bar's characters
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     client = LiveClient(notebook, timeout=None, kernel_name="python3", coalesce_streams=True, record_timing=False,
@@ -35,8 +42,8 @@ def main() -> None:
     except CellExecutionError as error:
         sys.exit(f"{NOTEBOOK.name} was left as it was, since a cell failed:\n{error}")
     except (KeyboardInterrupt, DeadKernelError, AssertionError):  # nbclient's ways to end after Ctrl-C
-        sys.exit(f"\n{NOTEBOOK.name} was left as it was, since the run was interrupted")
-    if os.environ.get("EPOCHS", "").strip():
+        sys.exit(f"\n{NOTEBOOK.name} was left as it was, since the run was interrupted or its kernel died")
+    if not full:
         print(f"{NOTEBOOK.name} was left as it was, since EPOCHS shortened this run")
         return
     part = NOTEBOOK.with_suffix(".part")

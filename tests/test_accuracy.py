@@ -2,11 +2,11 @@
 
 import json
 
-import accuracy
 import pytest
 import torch
 from torch import nn
 
+from benchmarks import accuracy
 from model import IMAGE_SHAPE, Net
 from utils import Config
 
@@ -67,8 +67,8 @@ def test_every_recipe_builds_its_network(recipe):
 
 
 def test_candidates_change_a_recipe():
-    settings = accuracy.settings_of("original, dropout=0.25, nesterov=true")
-    assert (settings["dropout"], settings["nesterov"], settings["learning_rate"]) == (0.25, True, 0.01)
+    settings = accuracy.settings_of("original, dropout=0.25, muon=true")
+    assert (settings["dropout"], settings["muon"], settings["learning_rate"]) == (0.25, True, 0.01)
     with pytest.raises(ValueError, match=r"Config\.dropout is 2"):
         accuracy.settings_of("chosen, dropout=2")
 

@@ -10,7 +10,8 @@ import sys
 
 import pytest
 
-from utils import ROOT, Config, fingerprint
+from benchmarks.evidence import fingerprint
+from utils import ROOT, Config
 
 NOTEBOOK = ROOT / "S6_MNIST.ipynb"
 PAGES = sorted(path for pattern in ("*.md", "data/*.md", "benchmarks/*.md") for path in ROOT.glob(pattern))
@@ -31,7 +32,7 @@ def printed(cells):
 
 
 def test_stored_outputs_come_from_this_code(code):
-    assert f"{Config().epochs} epochs, code {fingerprint()}" in printed(code), (
+    assert f"recipe: {Config().epochs} of {Config().epochs} epochs, code {fingerprint()}" in printed(code), (
         "the notebook's outputs are those of other code: run 'python benchmarks/notebook.py', then "
         "'python benchmarks/readme.py'")
 
@@ -105,7 +106,8 @@ def test_ci_runs_the_command_of_the_readme():
 
 def test_only_a_full_run_replaces_the_notebook(tmp_path):
     """The runner stores a whole run or nothing."""
-    full = {name: value for name, value in os.environ.items() if name != "EPOCHS"}
+    smoke = {**os.environ, "PYTHONPATH": str(ROOT)}
+    full = {name: value for name, value in smoke.items() if name != "EPOCHS"}
     (tmp_path / "benchmarks").mkdir()
     runner = tmp_path / "benchmarks" / "notebook.py"
     runner.write_text((ROOT / "benchmarks" / "notebook.py").read_text(encoding="utf-8"), encoding="utf-8")
@@ -129,9 +131,11 @@ def test_only_a_full_run_replaces_the_notebook(tmp_path):
     assert [len(cell["outputs"]) for cell in json.loads(path.read_text())["cells"]] == [1, 1, 1]
 
     stored = path.read_text()
-    run = subprocess.run([sys.executable, runner], capture_output=True, text=True, env={**os.environ, "EPOCHS": "1"})
+    run = subprocess.run([sys.executable, runner], capture_output=True, text=True, env=smoke)
     assert "left as it was, since EPOCHS shortened this run" in run.stdout
     assert path.read_text() == stored
+    run = subprocess.run([sys.executable, runner], capture_output=True, text=True, env={**smoke, "EPOCHS": "25"})
+    assert "EPOCHS=25 is not a whole number from 1 to 19" in run.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends the signal of Ctrl-C, which Windows does not know")
@@ -143,7 +147,8 @@ def test_interrupted_run_keeps_the_notebook(tmp_path):
     path = tmp_path / "S6_MNIST.ipynb"
     path.write_text(json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
     stored = path.read_text()
-    run = subprocess.Popen([sys.executable, runner], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen([sys.executable, runner], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                           env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert run.stdout.readline() == "started\n"
     run.send_signal(signal.SIGINT)
     _, errors = run.communicate(timeout=60)

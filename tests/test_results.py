@@ -1,13 +1,15 @@
 """What README, notebook and weight file say is the same, and true."""
 
+import copy
 import json
 
 import pytest
-import readme
 import torch
 from torch import nn
 
-from utils import ROOT, TARGET, Config, Loader, evaluate, fingerprint, load_run, requirements
+from benchmarks import readme
+from benchmarks.evidence import fingerprint, requirements
+from utils import ROOT, TARGET, Config, Loader, evaluate, load_run
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,7 @@ def test_weights_score_what_is_said(stored, test_set):
     said = f"{accuracy:.2f} %"
     cells = json.loads((ROOT / "S6_MNIST.ipynb").read_text(encoding="utf-8"))["cells"]
     outputs = "".join("".join(out.get("text", "")) for cell in cells for out in cell.get("outputs", []))
-    assert f"S6_MNIST.pt, loaded again: accuracy {said}" in outputs
+    assert f"loaded from the file: accuracy {said}" in outputs
     assert readme.log().strip("`\n") in outputs, "the weights are of another run than the notebook"
     assert f"**{said} after the last of" in (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -38,10 +40,15 @@ def test_stored_run_is_the_recipe(stored):
 
 
 def test_requirements_are_met_and_can_fail(stored):
-    model, _, run = stored
+    model, run = copy.deepcopy(stored[0]), stored[2]
     assert [name for name, *_, passed in requirements(model, run["history"]) if not passed] == []
     poor = [{**run["history"][-1], "val_accuracy": TARGET - 0.01}] * 20
-    assert [passed for *_, passed in requirements(nn.Linear(784, 100), poor)] == [False] * 6
+    model.stage2 = nn.Sequential(nn.Conv2d(16, 32, 7), nn.ReLU())  # 25,088 weights
+    for block in model.stage1:
+        del block[2:]
+    model.head[1] = nn.AvgPool2d(2)  # leaves 2×2 maps
+    assert [passed for *_, passed in requirements(model, poor)] == [False] * 6
+    assert [passed for *_, passed in requirements(model, [])] == [False] * 6
 
 
 @pytest.mark.parametrize("page", readme.PAGES, ids=lambda path: path.parent.name + "/" + path.name)

@@ -1,6 +1,10 @@
 """Training does what its recipe says, the same every time, and stops in good order."""
 
 import math
+import pickle
+import signal
+import subprocess
+import sys
 
 import matplotlib
 import pytest
@@ -9,20 +13,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
 import utils
-from model import Net
+from benchmarks.evidence import requirements, save_run
+from benchmarks.figures import plot_history
+from model import IMAGE_SHAPE, Net
 from utils import (
+    ROOT,
     Config,
     Loader,
     evaluate,
     fit,
     load_run,
-    make_optimizer,
-    plot_confusion,
-    plot_digits,
-    plot_history,
+    make_optimizers,
     predict,
     rate_factor,
-    save_run,
     set_seed,
 )
 
@@ -43,7 +46,7 @@ def without_seconds(history):
 @pytest.mark.parametrize(("name", "value", "limit"), [
     ("epochs", 0, "from 1 to 19"), ("epochs", 20, "from 1 to 19"), ("epochs", 2.5, "int"), ("dropout", 1.0, "0.99"),
     ("dropout", -0.1, "from 0"), ("learning_rate", math.nan, "from 0 to 10"), ("batch_size", 0, "from 1"),
-    ("rotation", "10", "float"), ("epochs", True, "int"), ("nesterov", 1, "bool"),
+    ("rotation", "10", "float"), ("epochs", True, "int"), ("muon", 1, "bool"),
 ])
 def test_config_refuses_what_is_out_of_range(name, value, limit):
     with pytest.raises(ValueError, match=f"Config.{name} is {value!r}") as error:
@@ -86,7 +89,7 @@ def test_history_and_bar(small_loaders, capsys, monkeypatch):
 
 
 def test_steps_do_not_read_from_the_device(small_loaders, monkeypatch):
-    """Nothing in a step makes the host wait for the device: an epoch reads as often in 60 steps as in 6."""
+    """No step fetches a number from the device: an epoch does so as often in 60 steps as in 6."""
     monkeypatch.setattr(utils, "tqdm", lambda **options: tqdm(**{**options, "disable": True}))
 
     class Reads(TorchDispatchMode):
@@ -100,9 +103,9 @@ def test_steps_do_not_read_from_the_device(small_loaders, monkeypatch):
     for batch_size in (10, 100):
         loader, _ = small_loaders(Config(batch_size=batch_size))
         model = Net()
-        optimizer, scheduler = make_optimizer(model, loader.config, len(loader))
+        optimizers = make_optimizers(model, loader.config, len(loader))
         with Reads() as reads:
-            utils.train_epoch(model, loader, optimizer, scheduler, [])
+            utils.train_epoch(model, loader, optimizers, [])
         counts.append(reads.count)
     assert counts[0] == counts[1] <= 3
 
@@ -127,34 +130,70 @@ def test_evaluation_counts_exactly(small_loaders):
 
 
 def test_schedule_rises_and_falls_in_every_step():
-    config, steps, rates = Config(warmup=0.25, learning_rate=0.2), 100, []
-    optimizer, scheduler = make_optimizer(Net(), config, steps)
+    config, steps, rates = Config(warmup=0.25, learning_rate=0.2, other_rate=0.4), 100, []
+    model = Net()
+    model(torch.rand(4, *IMAGE_SHAPE)).sum().backward()
+    (first, first_schedule), (second, second_schedule) = make_optimizers(model, config, steps)
     for _ in range(steps):
-        rates.append([group["lr"] for group in optimizer.param_groups])
-        optimizer.step()
-        scheduler.step()
-    weights, others = zip(*rates, strict=True)
-    assert weights == others
-    assert weights[0] == pytest.approx(0.2 * config.first_rate)
-    assert max(weights) == weights[25] == pytest.approx(0.2)
-    assert list(weights[:26]) == sorted(weights[:26])
-    assert list(weights[25:]) == sorted(weights[25:], reverse=True)
-    assert scheduler.get_last_lr()[0] == pytest.approx(0.2 * config.last_rate)
-    assert weights[-1] == pytest.approx(0.2 * rate_factor(0.99, config))
+        rates.append(first.param_groups[0]["lr"])
+        assert second.param_groups[0]["lr"] == pytest.approx(2 * rates[-1])
+        for optimizer in (first, second):
+            optimizer.step()
+        for schedule in (first_schedule, second_schedule):
+            schedule.step()
+    assert rates[0] == pytest.approx(0.2 * config.first_rate)
+    assert max(rates) == rates[25] == pytest.approx(0.2)
+    assert rates[:26] == sorted(rates[:26])
+    assert rates[25:] == sorted(rates[25:], reverse=True)
+    assert first_schedule.get_last_lr()[0] == pytest.approx(0.2 * config.last_rate)
+    assert rates[-1] == pytest.approx(0.2 * rate_factor(0.99, config))
 
 
-def test_schedule_steps_while_fitting(small_loaders):
-    _, history = train(small_loaders)
-    expected = [SHORT.learning_rate * rate_factor(share, SHORT) for share in (0.5, 1)]
-    assert [row["learning_rate"] for row in history] == pytest.approx(expected)
+def test_schedule_is_followed_while_fitting(small_loaders, monkeypatch):
+    made = []
+
+    def remember(*args, **options):
+        made.extend(make_optimizers(*args, **options))
+        return made
+
+    monkeypatch.setattr(utils, "make_optimizers", remember)
+    rates = []
+    _, history = train(small_loaders, on_epoch=lambda *_: rates.append([s.get_last_lr()[0] for _, s in made]))
+    factors = [rate_factor(share, SHORT) for share in (0.5, 1)]
+    assert [row["learning_rate"] for row in history] == pytest.approx([SHORT.learning_rate * f for f in factors])
+    for (first, second), factor in zip(rates, factors, strict=True):
+        assert (first, second) == pytest.approx((SHORT.learning_rate * factor, SHORT.other_rate * factor))
 
 
-def test_weight_decay_spares_biases_and_batchnorm():
-    optimizer, _ = make_optimizer(Net(), Config(), 10)
-    decayed, spared = optimizer.param_groups
-    assert all(p.ndim == 4 for p in decayed["params"])
-    assert (decayed["weight_decay"], spared["weight_decay"]) == (Config().weight_decay, 0)
-    assert sum(p.numel() for group in (decayed, spared) for p in group["params"]) == 19_712
+@pytest.mark.parametrize("muon", [True, False])
+def test_weight_decay_spares_biases_and_batchnorm(muon):
+    config = Config(muon=muon)
+    (first, _), (second, _) = make_optimizers(Net(), config, 10)
+    assert type(first).__name__ == ("Muon" if muon else "SGD")
+    assert (first.param_groups[0]["weight_decay"], second.param_groups[0]["weight_decay"]) == (config.weight_decay, 0)
+    weights, others = (optimizer.param_groups[0]["params"] for optimizer in (first, second))
+    assert {p.ndim for p in weights} == ({2} if muon else {4})
+    assert sum(p.numel() for p in [*weights, *others]) == 19_712
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_muon_makes_the_update_orthogonal(memory_format):
+    """One step of Muon moves a convolution's weight, in either layout, by a matrix whose singular values are alike."""
+    torch.manual_seed(0)
+    model = Net().to(memory_format=memory_format)
+    layer = model.stage2[0][0]
+    (muon, _), _ = make_optimizers(model, Config(weight_decay=0, first_rate=1, warmup=0), 10)
+    before = layer.weight.detach().clone()
+    for _ in range(2):  # the second gradient must take the place of the first
+        model.zero_grad()
+        model(torch.rand(20, *IMAGE_SHAPE)).logsumexp(1).sum().backward()
+    muon.step()
+    sizes = torch.linalg.svdvals((layer.weight.detach() - before).flatten(1)) / Config().learning_rate
+    assert layer.weight.is_contiguous(memory_format=memory_format)
+    assert sizes.max() < 1.3
+    assert sizes.min() > 0.5
+    gradient = torch.linalg.svdvals(layer.weight.grad.flatten(1))
+    assert gradient.max() > 20 * gradient.min()  # quite unlike it
 
 
 def test_average_of_weights():
@@ -194,7 +233,7 @@ def disturb(loader, when, happens):
     loader.__class__, loader.when, loader.happens = Disturbed, when, happens
 
 
-def interrupt(images):
+def interrupt(*_):
     raise KeyboardInterrupt
 
 
@@ -207,9 +246,9 @@ def test_interrupt_keeps_what_there_is(small_loaders, capsys, when, finished):
     start = evaluate(model, val_loader)
     history = fit(model, train_loader, val_loader)
     assert [row["epoch"] for row in history] == list(range(1, finished + 1))
-    assert f"Interrupted in epoch {finished + 1} of 2" in capsys.readouterr().out
+    assert f"Interrupted after {finished} of 2 epochs" in capsys.readouterr().out
     assert evaluate(model, val_loader) != start
-    assert not utils.requirements(model, history)[0][-1]
+    assert not requirements(model, history)[0][-1]
     plot_history(history)
     matplotlib.pyplot.close("all")
 
@@ -231,6 +270,83 @@ def test_weights_survive_saving(small_loaders, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run.pt"]
 
 
+def test_unfit_run_is_refused(tmp_path):
+    path = tmp_path / "run.pt"
+    with pytest.raises(ValueError, match=r"run\.pt does not hold a run .*No such file"):
+        load_run(path)
+    save_run(path, Net(width=8), SHORT, [])
+    with pytest.raises(ValueError, match=r"size mismatch .* make it anew with 'python benchmarks/notebook.py'"):
+        load_run(path)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"run\.pt does not hold a run"):
+        load_run(path)
+
+
+KILLED = """
+import os, signal, sys, torch
+from utils import Config, Loader, fit, load_mnist, print_epoch, set_seed
+from model import Net
+
+def stop(row, config, model):
+    print_epoch(row, config, model)
+    if row["epoch"] == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+config = Config(epochs=4, batch_size=50, dropout=0.3)
+images, labels = load_mnist(train=True)
+loaders = [Loader(images[:600], labels[:600], config, torch.device("cpu"), train) for train in (True, False)]
+set_seed(0)
+fit(Net(dropout=0.3), *loaders, stop, checkpoint=sys.argv[1])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_killed_run_goes_on_as_if_nothing_had_happened(train_set, tmp_path, capsys):
+    path, config = tmp_path / "run.checkpoint", Config(epochs=4, batch_size=50, dropout=0.3)
+
+    def run(checkpoint):
+        images, labels = train_set[0][:600], train_set[1][:600]
+        loaders = [Loader(images, labels, config, torch.device("cpu"), train) for train in (True, False)]
+        set_seed(0)
+        model = Net(dropout=0.3)
+        return model, fit(model, *loaders, checkpoint=checkpoint)
+
+    expected, whole = run(None)
+    killed = subprocess.run([sys.executable, "-c", KILLED, path], cwd=ROOT, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert path.exists()
+    capsys.readouterr()
+    model, resumed = run(path)
+    assert capsys.readouterr().out.lstrip().startswith("epoch  3/4")
+    assert without_seconds(resumed) == without_seconds(whole)
+    assert all(torch.equal(a, b) for a, b in
+               zip(model.state_dict().values(), expected.state_dict().values(), strict=True))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unfit_checkpoint_is_not_used(small_loaders, tmp_path, capsys):
+    path = tmp_path / "run.checkpoint"
+
+    train(small_loaders, on_epoch=interrupt, checkpoint=path)
+    with pytest.raises(ValueError, match=r"run\.checkpoint is of another recipe"):
+        train(small_loaders, Config(epochs=3, batch_size=50), checkpoint=path)
+
+    class Harm:
+        def __reduce__(self):
+            return (tmp_path.joinpath("harm").mkdir, ())
+
+    whole = path.read_bytes()
+    _, expected = train(small_loaders)
+    for number, content in enumerate((whole[:-2000], b"", pickle.dumps(Harm(), protocol=2))):
+        path.write_bytes(content)
+        capsys.readouterr()
+        _, history = train(small_loaders, checkpoint=path)
+        assert "run.checkpoint is damaged" in capsys.readouterr().out
+        assert without_seconds(history) == without_seconds(expected)
+        assert [p.name for p in tmp_path.iterdir()] == ["run.damaged"], number
+        assert (tmp_path / "run.damaged").read_bytes() == content
+
+
 def test_failed_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "old.txt"
     path.write_text("old")
@@ -244,21 +360,3 @@ def test_failed_write_keeps_the_old_file(tmp_path):
     assert str(path) in str(error.value)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["old.txt"]
-
-
-def test_figures(small_loaders, test_set):
-    _, history = train(small_loaders)
-    loss, accuracy, rate = plot_history(history).axes
-    assert [len(line.get_xdata()) for line in rate.lines] == [2]
-    assert list(loss.lines[1].get_ydata()) == [row["val_loss"] for row in history]
-    assert any(set(line.get_ydata()) == {99.4} for line in accuracy.lines)
-    assert all(axis.get_xlabel() and axis.get_ylabel() for axis in (loss, accuracy, rate))
-
-    confusion = plot_confusion(torch.tensor([1, 1, 2]), torch.tensor([1, 7, 2])).axes[0]
-    assert sorted((text.get_position(), text.get_text()) for text in confusion.texts) == [
-        ((1, 1), "1"), ((2, 2), "1"), ((7, 1), "1")]
-
-    digits = plot_digits(test_set[0][:12], [str(int(label)) for label in test_set[1][:12]])
-    assert [axis.get_title() for axis in digits.axes[:12]] == [str(int(label)) for label in test_set[1][:12]]
-    assert len(digits.axes) == 20
-    matplotlib.pyplot.close("all")

@@ -1,0 +1,61 @@
+"""What a run is worth as evidence: where and by which code it was made, and whether it meets the assignment."""
+
+import hashlib
+import json
+import platform
+import sys
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import nn
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from model import Net, count_parameters, layer_table  # noqa: E402
+from utils import CPU_FEATURES, MAX_EPOCHS, MAX_PARAMETERS, TARGET, Config, has_bfloat16, write_whole  # noqa: E402
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """What a result depends on besides code and seed: the device, its precision and the versions."""
+    cpu = f"{CPU_FEATURES.get('cpu_name', platform.machine())}, threads: {torch.get_num_threads()}"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    precision = f"{'bfloat16' if has_bfloat16(device) else 'float32'} in training, float32 in evaluation"
+    return {"device": f"{device.type.upper()} ({name})", "precision": precision, "python": platform.python_version(),
+            "torch": str(torch.__version__), "torchvision": str(torchvision.__version__)}
+
+
+def fingerprint() -> str:
+    """Twelve hexadecimal digits that change with model.py, utils.py or the code in the notebook beside them."""
+    cells = json.loads((ROOT / "S6_MNIST.ipynb").read_text(encoding="utf-8"))["cells"]
+    sources = [(ROOT / name).read_text(encoding="utf-8") for name in ("model.py", "utils.py")]
+    sources += ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return hashlib.sha256("\0".join(sources).encode()).hexdigest()[:12]
+
+
+def requirements(model: Net, history: list[dict]) -> list[tuple[str, str, str, bool]]:
+    """The assignment's requirements: each with what is asked for, what was measured, and whether that is enough."""
+    table = layer_table(model)
+    kinds = Counter(row.layer for row in table)
+    pooled = sum(row.layer == "AvgPool2d" and row.output[1:] == (1, 1) for row in table)
+    dropout = max((layer.p for layer in model.modules() if isinstance(layer, nn.Dropout2d)), default=0)
+    parameters, epochs, accuracy = count_parameters(model), len(history), history[-1]["val_accuracy"] if history else 0
+    return [
+        ("validation accuracy, last epoch", f"at least {TARGET} %", f"{accuracy:.2f} %", accuracy >= TARGET),
+        ("parameters", f"fewer than {MAX_PARAMETERS:,}", f"{parameters:,}", parameters < MAX_PARAMETERS),
+        ("epochs", f"fewer than {MAX_EPOCHS}", f"{epochs}", 0 < epochs < MAX_EPOCHS),
+        ("BatchNorm", "used", f"{kinds['BatchNorm2d']} layers", kinds["BatchNorm2d"] > 0),
+        ("Dropout", "used", f"{kinds['Dropout2d']} layers, p = {dropout}", dropout > 0),
+        ("global average pooling", "used", f"{pooled} layer", pooled > 0),
+    ]
+
+
+def save_run(path: str | Path, model: nn.Module, config: Config, history: list[dict]) -> None:
+    """Save the weights with the recipe, the history, the device, the versions and the code that made them."""
+    device = next(model.parameters()).device
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    run = {"state_dict": weights, "config": asdict(config), "history": history, "environment": environment(device),
+           "code": fingerprint()}
+    write_whole(path, lambda part: torch.save(run, part))

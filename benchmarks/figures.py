@@ -1,0 +1,142 @@
+"""Every figure of the notebook and the pages: each function takes what it draws and returns the figure."""
+
+import math
+import statistics
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFilter
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from benchmarks.accuracy import summarise  # noqa: E402
+from model import CLASSES  # noqa: E402
+from utils import TARGET, write_whole  # noqa: E402
+
+
+def plot_digits(images: Tensor, titles: list[str] | None = None, columns: int = 10,
+                row_names: list[str] | None = None) -> Figure:
+    """Draw images (N, 1, 28, 28) in rows of `columns`, dark on white, below their titles and beside the rows' names."""
+    rows = math.ceil(len(images) / columns)
+    figure, axes = plt.subplots(rows, columns, squeeze=False, layout="constrained",
+                                figsize=(columns, rows * (1.4 if titles else 1)))
+    size = max(9, 0.8 * columns)  # legible however the page scales the figure
+    for axis, image, title in zip(axes.flat, images.cpu(), titles or [""] * len(images), strict=False):
+        axis.imshow(image[0].numpy(), cmap="gray_r")
+        axis.set_title(title, fontsize=size)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set(color="lightgray", visible=axis.has_data())
+    for axis, name in zip(axes[:, 0], row_names or [], strict=False):
+        axis.set_ylabel(name, fontsize=size, rotation="horizontal", ha="right", va="center")
+    return figure
+
+
+def plot_history(history: list[dict]) -> Figure:
+    """Draw loss, accuracy (with the target) and learning rate against the epoch."""
+    epochs = [row["epoch"] for row in history]
+    figure, (loss, accuracy, rate) = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    for axis, key in ((loss, "loss"), (accuracy, "accuracy")):
+        axis.plot(epochs, [row[f"train_{key}"] for row in history], "o--", label="training", markersize=4)
+        axis.plot(epochs, [row[f"val_{key}"] for row in history], "o-", label="validation", markersize=4)
+    loss.set_yscale("log")
+    accuracy.axhline(TARGET, color="black", linestyle=":", label=f"target {TARGET} %")
+    accuracy.set_ylim(98, 100)
+    rate.plot(epochs, [row["learning_rate"] for row in history], "o-", color="tab:green", markersize=4)
+    for axis, name in ((loss, "cross-entropy"), (accuracy, "accuracy (%)"), (rate, "learning rate at the epoch's end")):
+        axis.set(xlabel="epoch", ylabel=name)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3, which="both")
+    loss.legend()
+    accuracy.legend(loc="lower right")
+    return figure
+
+
+def plot_confusion(labels: Tensor, predicted: Tensor) -> Figure:
+    """Draw how many images of each true digit (rows) were read as each digit (columns); colour shows the errors."""
+    pairs = CLASSES * labels.cpu() + predicted.cpu()
+    counts = torch.bincount(pairs, minlength=CLASSES**2).view(CLASSES, CLASSES)
+    errors = counts - counts.diag().diag()
+    figure, axis = plt.subplots(figsize=(6, 5.4), layout="constrained")
+    axis.imshow(errors.numpy(), cmap="Reds", vmax=1.5 * max(1, errors.max().item()))
+    for true, read in counts.nonzero().tolist():
+        axis.text(read, true, f"{counts[true, read]}", ha="center", va="center", fontsize=9)
+    axis.set(xlabel="predicted digit", ylabel="true digit", xticks=range(CLASSES), yticks=range(CLASSES))
+    return figure
+
+
+def save_figure(figure: Figure, name: str) -> None:
+    """Save a figure as `images/name`, on white, so that it reads on a dark page too."""
+    write_whole(ROOT / "images" / name, lambda part: figure.savefig(part, dpi=120, facecolor="white"))
+
+
+def plot_seeds(chosen: list[dict], original: list[dict]) -> Figure:
+    """Draw each seed's accuracy against the epoch, with mean and range, and the last epochs of both recipes."""
+    curves = np.array([r["test_accuracy"] for r in chosen])
+    epochs, low, high = np.arange(1, curves.shape[1] + 1), curves.min(axis=0), curves.max(axis=0)
+    figure, (course, strip) = plt.subplots(1, 2, figsize=(12, 4.2), width_ratios=[2, 1], layout="constrained")
+    course.plot(epochs, curves.T, color="tab:blue", alpha=0.2, linewidth=0.8)
+    course.plot(epochs, curves.mean(axis=0), color="tab:blue", linewidth=2.5, label=f"mean of {len(chosen)} seeds")
+    course.fill_between(epochs, low, high, color="tab:blue", alpha=0.15, label="their range")
+    course.plot(epochs, np.stack([low, high], axis=1), color="tab:blue", linewidth=1.2)
+    course.set(xlabel="epoch", ylabel="test accuracy (%)")
+    course.set_ylim(bottom=98.9)
+    course.xaxis.get_major_locator().set_params(integer=True)
+    groups = [("chosen recipe", chosen, "tab:blue"), ("original recipe", original, "tab:orange")]
+    for x, (_, runs, color) in enumerate(groups):
+        last = [r["test_accuracy"][-1] for r in runs]
+        strip.scatter(x + np.linspace(-0.2, 0.2, len(last)), last, color=color, alpha=0.7)
+        strip.hlines(statistics.mean(last), x - 0.3, x + 0.3, color=color)
+    strip.set(xticks=range(len(groups)), xticklabels=[f"{name}\n({len(runs)} seeds)" for name, runs, _ in groups],
+              xlim=(-0.6, len(groups) - 0.4), ylabel="test accuracy after the last epoch (%)")
+    for axis in (course, strip):
+        axis.axhline(TARGET, color="black", linestyle=":", label=f"target {TARGET} %")
+        axis.grid(alpha=0.3)
+    course.legend(loc="lower right")
+    return figure
+
+
+def plot_recipes(groups: dict[str, list[dict]], key: str = "validation_accuracy") -> Figure:
+    """Draw each recipe's last epochs on a line of its own: a faint dot per run, then mean and standard deviation."""
+    figure, axis = plt.subplots(figsize=(9, 0.45 * len(groups) + 1), layout="constrained")
+    for y, runs in enumerate(groups.values()):
+        result = summarise(runs, key)
+        axis.scatter([r[key][-1] for r in runs], [y] * len(runs), color="tab:blue", alpha=0.35)
+        axis.errorbar(result.mean, y, xerr=result.sd, fmt="D", color="black", capsize=4, markersize=5)
+    axis.set(yticks=range(len(groups)), yticklabels=list(groups), xlabel="accuracy after the last epoch (%)")
+    axis.invert_yaxis()
+    axis.grid(alpha=0.3)
+    return figure
+
+
+def draw_pages() -> dict[str, Image.Image]:
+    """Three digits as a person might photograph them, drawn by code: pen on paper, chalk on a board, a marker."""
+    sheets = {  # of 100×100: the points of a stroke, its colour, its width, and the colour of the ground
+        "pen": ([(34, 30), (58, 26), (62, 36), (46, 46), (64, 54), (62, 70), (36, 72)], "navy", 3, "ivory"),
+        "chalk": ([(30, 34), (28, 56), (62, 54), (60, 30), (58, 84)], "mintcream", 5, "darkslategray"),
+        "marker": ([(22, 22), (44, 20), (36, 40), (30, 60)], "firebrick", 6, "gainsboro"),
+    }
+    pages = {}
+    for name, (points, ink, width, ground) in sheets.items():
+        page = Image.new("RGB", (400, 400), ground)
+        ImageDraw.Draw(page).line([(4 * x, 4 * y) for x, y in points], fill=ink, width=4 * width, joint="curve")
+        pages[name] = page.filter(ImageFilter.GaussianBlur(2))
+    return pages
+
+
+def plot_preparation(results: dict[str, tuple[dict[str, np.ndarray], int, Tensor]]) -> Figure:
+    """Draw, for each named image, the steps of `prepare_digit` and the probabilities that the network gave."""
+    figure, axes = plt.subplots(len(results), 5, figsize=(10, 2.1 * len(results)), squeeze=False, layout="constrained")
+    for row, (name, (steps, digit, probabilities)) in zip(axes, results.items(), strict=True):
+        for axis, (step, pixels) in zip(row, steps.items(), strict=False):
+            axis.imshow(pixels, cmap="gray" if step == "grey" else "gray_r", vmin=0, vmax=1)
+            axis.set(xticks=[], yticks=[], title=step)
+        row[0].set_ylabel(name)
+        row[4].bar(range(CLASSES), probabilities.tolist())
+        row[4].set(xticks=range(CLASSES), ylim=(0, 1), ylabel="probability", title=f"read as {digit}")
+    return figure
