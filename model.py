@@ -1,9 +1,5 @@
 """The assignment's network: a fully convolutional classifier of 28×28 digits with 19,712 parameters."""
 
-import copy
-from collections import namedtuple
-
-import torch
 from torch import Tensor, nn
 
 IMAGE_SHAPE = (1, 28, 28)  # channels, height, width of one image
@@ -51,29 +47,3 @@ class Net(nn.Module):
 def count_parameters(model: nn.Module) -> int:
     """The number of trainable parameters."""
     return sum(p.numel() for p in model.parameters())
-
-
-LayerRow = namedtuple("LayerRow", "layer output kernel stride jump receptive_field parameters")
-
-
-def layer_table(model: nn.Module) -> list[LayerRow]:
-    """List the layers of a model that is one chain, in the order in which an image passes them.
-
-    The jump is the distance, in image pixels, between two neighbouring outputs of a layer. Its receptive field, the
-    side of the square that one output sees, exceeds the previous one by (kernel - 1) · the previous jump: Araujo et
-    al., "Computing receptive fields of convolutional neural networks", Distill, 2019. What runs is a copy of the model.
-    """
-    rows, probe = [], copy.deepcopy(model).cpu().eval()
-
-    def add_row(layer: nn.Module, _inputs: tuple[Tensor], output: Tensor) -> None:
-        kernel, stride = (size[0] if isinstance(size, tuple) else size
-                          for size in (getattr(layer, "kernel_size", 1), getattr(layer, "stride", 1)))
-        jump, field = (rows[-1].jump, rows[-1].receptive_field) if rows else (1, 1)
-        rows.append(LayerRow(type(layer).__name__, tuple(output.shape[1:]), kernel, stride, jump * stride,
-                             field + (kernel - 1) * jump, count_parameters(layer)))
-
-    for layer in probe.modules():
-        if not list(layer.children()):
-            layer.register_forward_hook(add_row)
-    probe(torch.zeros(1, *IMAGE_SHAPE))
-    return rows

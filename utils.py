@@ -1,7 +1,9 @@
 """Data, training, evaluation and use of the network; every number of the recipe stands in `Config`."""
 
 import copy
+import ctypes
 import gzip
+import io
 import math
 import os
 import sys
@@ -15,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor, nn
-from torch.optim import SGD, Muon, Optimizer
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchvision.datasets import MNIST
 from torchvision.datasets.utils import check_integrity, download_url
@@ -72,6 +74,16 @@ def set_seed(seed: int) -> None:
     torch.manual_seed(seed)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     torch.backends.cudnn.conv.fp32_precision = "ieee"
+
+
+def reuse_memory() -> None:
+    """Have the GNU C library keep the memory that a step has freed for the next one, in the whole process.
+
+    By default it returns large blocks to the system at once, and fetching them again is slow; see mallopt(3).
+    """
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
+        library.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: blocks up to 32 MiB come from the heap ...
+        library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: ... which is not given back
 
 
 def get_device() -> torch.device:
@@ -185,35 +197,47 @@ def rate_factor(progress: float, config: Config) -> float:
     return float(np.interp(progress, [0, config.warmup, 1], [config.first_rate, 1, config.last_rate]))
 
 
-def as_matrix(weight: Tensor) -> Tensor:
-    """A convolution's weight (out, in, height, width) as a matrix (out, in · height · width) in the same memory.
+class Muon(Optimizer):
+    """Momentum whose update of each weight, as a matrix (out, rest), is made orthogonal: no direction dominates it.
 
-    The columns come in the order of the memory, which Muon does not depend on.
+    Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024, kellerjordan.github.io/posts/muon.
+    PyTorch's own Muon takes the matrices one by one; filled up with zeros to one batch, they take much less time.
     """
-    rows, columns = len(weight), weight[0].numel()
-    return weight.detach().as_strided((rows, columns), (columns, 1))
+
+    def __init__(self, weights: list[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
+        super().__init__(weights, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        size = len(weights), max(len(w) for w in weights), max(w[0].numel() for w in weights)
+        self.state[weights[0]]["average"] = torch.zeros(size, device=weights[0].device)
+
+    def parts(self, matrices: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Each weight, with the part of the batch that is for it, in its shape."""
+        return [(w, matrix[:len(w), :w[0].numel()].unflatten(1, w.shape[1:]))
+                for w, matrix in zip(self.param_groups[0]["params"], matrices, strict=True)]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        weights, rate, momentum, decay = (self.param_groups[0][name] for name in
+                                          ("params", "lr", "momentum", "weight_decay"))
+        average = self.state[weights[0]]["average"]
+        gradient = torch.zeros_like(average)
+        for weight, part in self.parts(gradient):
+            part.copy_(weight.grad)
+        average.lerp_(gradient, 1 - momentum)
+        update = gradient.lerp(average, momentum)  # Nesterov's look ahead
+        update /= update.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+        for _ in range(5):  # Newton and Schulz's iteration brings all singular values near 1, with Jordan's factors
+            square = update @ update.mT
+            update = 3.4445 * update + (2.0315 * square @ square - 4.775 * square) @ update
+        for weight, part in self.parts(update):
+            tallness = max(1, len(weight) / weight[0].numel())
+            weight.mul_(1 - rate * decay).add_(part, alpha=-rate * tallness**0.5)
 
 
 def make_optimizers(model: nn.Module, config: Config, steps: int) -> list[tuple[Optimizer, LRScheduler]]:
-    """The optimizer of the convolutions' weights and that of the rest, each with the schedule of its learning rate.
-
-    Muon makes the update of a matrix orthogonal, so that no few directions dominate it: Jordan et al., "Muon: An
-    optimizer for hidden layers in neural networks", 2024. The model must not be moved to another device afterwards.
-    """
-    weights = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
+    """The optimizer of the convolutions' weights and that of the rest, each with the schedule of its learning rate."""
     options = {"lr": config.learning_rate, "momentum": config.momentum, "weight_decay": config.weight_decay}
-    if config.muon:  # which takes matrices alone
-        matrices = [nn.Parameter(as_matrix(w)) for w in weights]
-        first = Muon(matrices, **options)
-
-        def take_gradients(*_) -> None:
-            for matrix, weight in zip(matrices, weights, strict=True):
-                matrix.grad = as_matrix(weight.grad)
-
-        first.register_step_pre_hook(take_gradients)
-    else:
-        first = SGD(weights, **options)
+    first = (Muon if config.muon else SGD)([p for p in model.parameters() if p.ndim > 1], **options)
+    others = [p for p in model.parameters() if p.ndim <= 1]
     optimizers = [first, SGD(others, lr=config.other_rate, momentum=config.momentum)]
     return [(o, LambdaLR(o, lambda step: rate_factor(step / steps, config))) for o in optimizers]
 
@@ -282,35 +306,36 @@ def print_epoch(row: dict, config: Config, _model: nn.Module) -> None:
           f"accuracy {row['val_accuracy']:.2f} % | {row['seconds']:4.1f} s")
 
 
-def save_checkpoint(path: str | Path, parts: list, config: Config, history: list[dict]) -> None:
-    """Write all that the rest of a run depends on: the state of its parts and of the streams behind Dropout."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    state = {"parts": [part.state_dict() for part in parts], "config": asdict(config), "history": history,
-             "random": torch.get_rng_state(), "cuda": cuda}
+def random_stream(device: torch.device):
+    """The module that gets and sets the state of the stream which Dropout on this device draws from."""
+    return torch if device.type == "cpu" else torch.get_device_module(device)
+
+
+def save_checkpoint(path: str | Path, parts: list, loader: Loader, history: list[dict]) -> None:
+    """Write all that the rest of a run depends on: the state of its parts, its recipe and the stream behind Dropout."""
+    state = {"parts": [part.state_dict() for part in parts], "config": asdict(loader.config), "history": history,
+             "random": random_stream(loader.images.device).get_rng_state()}
     write_whole(path, lambda part: torch.save(state, part))
 
 
-def load_checkpoint(path: str | Path, parts: list, config: Config) -> list[dict]:
+def load_checkpoint(path: str | Path, parts: list, loader: Loader) -> list[dict]:
     """Restore what `save_checkpoint` wrote and return its history; a damaged file is renamed, and said to be."""
     path = Path(path)
     if not path.exists():
         return []
+    content = io.BytesIO(path.read_bytes())
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)  # never runs code from the file
+        state = torch.load(content, map_location="cpu", weights_only=True)  # never runs code from the file
         saved, history = Config(**state["config"]), state["history"]
-    except OSError:
-        raise
     except Exception as error:  # whatever damage does to the reading of a file
         damaged = path.replace(path.with_suffix(".damaged"))
         print(f"{path} is damaged ({type(error).__name__}) and now named {damaged.name}: training starts afresh")
         return []
-    if saved != config:
+    if saved != loader.config:
         raise ValueError(f"{path} is of another recipe than this run: remove it, or name another checkpoint")
     for part, values in zip(parts, state["parts"], strict=True):
         part.load_state_dict(values)
-    torch.set_rng_state(state["random"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    random_stream(loader.images.device).set_rng_state(state["random"])
     return history
 
 
@@ -325,13 +350,14 @@ def fit(model: nn.Module, train_loader: Loader, val_loader: Loader, on_epoch: Ca
     would have gone, and the file is removed at the end; ValueError if it is of another recipe.
     """
     config, history = train_loader.config, []
+    reuse_memory()
     model.to(memory_format=layout(train_loader.images.device))
     optimizers = make_optimizers(model, config, steps=config.epochs * len(train_loader))
     averaged = copy.deepcopy(model)
     averages = list(zip(averaged.state_dict().values(), model.state_dict().values(), strict=True))
     parts = [model, averaged, *(part for pair in optimizers for part in pair)]
     if checkpoint is not None:
-        history += load_checkpoint(checkpoint, parts, config)
+        history += load_checkpoint(checkpoint, parts, train_loader)
     try:
         for epoch in range(len(history) + 1, config.epochs + 1):
             start = time.perf_counter()
@@ -343,7 +369,7 @@ def fit(model: nn.Module, train_loader: Loader, val_loader: Loader, on_epoch: Ca
                             "train_accuracy": train_accuracy, "val_loss": val_loss, "val_accuracy": val_accuracy,
                             "seconds": time.perf_counter() - start})
             if checkpoint is not None:
-                save_checkpoint(checkpoint, parts, config, history)
+                save_checkpoint(checkpoint, parts, train_loader, history)
             on_epoch(history[-1], config, averaged)
         if checkpoint is not None:
             Path(checkpoint).unlink()
@@ -397,10 +423,10 @@ def prepare_digit(image: Image.Image | np.ndarray | str | Path) -> dict[str, np.
     """Bring a photograph or drawing of one digit, on a plain background, to the form of MNIST's images.
 
     `image` is a PIL image, an array (H, W) or (H, W, 3 or 4) with values up to 1 or up to 255, or a file; dark on
-    light or light on dark. Returns the
-    steps (H, W), in [0, 1]: the grey image; its ink, bright; the ink cut out; and, as LeCun, Cortes and Burges describe
-    MNIST (yann.lecun.com/exdb/mnist), its longer side scaled to 20 pixels, and its centre of mass in the middle of
-    28×28 (at 14.5 pixels from the edge, as measured in MNIST itself). ValueError says what makes an image unreadable.
+    light or light on dark. Returns the steps (H, W), in [0, 1]: the grey image; its ink, bright; the ink cut out; and,
+    as LeCun, Cortes and Burges describe MNIST (yann.lecun.com/exdb/mnist), its longer side scaled to 20 pixels, and its
+    centre of mass in the middle of 28×28 (14.5 pixels from the edge, as measured in MNIST itself). ValueError says what
+    makes an image unreadable.
     """
     if isinstance(image, (str, Path)):
         image = Image.open(image)

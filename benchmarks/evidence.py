@@ -1,20 +1,21 @@
 """What a run is worth as evidence: where and by which code it was made, and whether it meets the assignment."""
 
+import copy
 import hashlib
 import json
 import platform
 import sys
-from collections import Counter
+from collections import Counter, namedtuple
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from model import Net, count_parameters, layer_table  # noqa: E402
+from model import IMAGE_SHAPE, Net, count_parameters  # noqa: E402
 from utils import CPU_FEATURES, MAX_EPOCHS, MAX_PARAMETERS, TARGET, Config, has_bfloat16, write_whole  # noqa: E402
 
 
@@ -28,11 +29,40 @@ def environment(device: torch.device) -> dict[str, str]:
 
 
 def fingerprint() -> str:
-    """Twelve hexadecimal digits that change with model.py, utils.py or the code in the notebook beside them."""
+    """Twelve hexadecimal digits that change with model.py, utils.py or the code in the notebook beside them.
+
+    The notebook's first code cell, with the repository's name, does not count, so that a fork may change it.
+    """
     cells = json.loads((ROOT / "S6_MNIST.ipynb").read_text(encoding="utf-8"))["cells"]
     sources = [(ROOT / name).read_text(encoding="utf-8") for name in ("model.py", "utils.py")]
-    sources += ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    sources += ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"][1:]
     return hashlib.sha256("\0".join(sources).encode()).hexdigest()[:12]
+
+
+LayerRow = namedtuple("LayerRow", "layer output kernel stride jump receptive_field parameters")
+
+
+def layer_table(model: nn.Module) -> list[LayerRow]:
+    """List the layers of a model that is one chain, in the order in which an image passes them.
+
+    The jump is the distance, in image pixels, between two neighbouring outputs of a layer. Its receptive field, the
+    side of the square that one output sees, exceeds the previous one by (kernel - 1) · the previous jump: Araujo et
+    al., "Computing receptive fields of convolutional neural networks", Distill, 2019. What runs is a copy of the model.
+    """
+    rows, probe = [], copy.deepcopy(model).cpu().eval()
+
+    def add_row(layer: nn.Module, _inputs: tuple[Tensor], output: Tensor) -> None:
+        kernel, stride = (size[0] if isinstance(size, tuple) else size
+                          for size in (getattr(layer, "kernel_size", 1), getattr(layer, "stride", 1)))
+        jump, field = (rows[-1].jump, rows[-1].receptive_field) if rows else (1, 1)
+        rows.append(LayerRow(type(layer).__name__, tuple(output.shape[1:]), kernel, stride, jump * stride,
+                             field + (kernel - 1) * jump, count_parameters(layer)))
+
+    for layer in probe.modules():
+        if not list(layer.children()):
+            layer.register_forward_hook(add_row)
+    probe(torch.zeros(1, *IMAGE_SHAPE))
+    return rows
 
 
 def requirements(model: Net, history: list[dict]) -> list[tuple[str, str, str, bool]]:

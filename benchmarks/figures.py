@@ -114,6 +114,23 @@ def plot_recipes(groups: dict[str, list[dict]], key: str = "validation_accuracy"
     return figure
 
 
+def plot_scaling(groups: dict[str, tuple[dict[str, dict], float]]) -> Figure:
+    """Draw seconds and peak memory of training against each of several sizes; each group comes with its slope."""
+    figure, axes = plt.subplots(1, len(groups), figsize=(12, 3.6), layout="constrained")
+    for axis, (title, (points, slope)) in zip(axes, groups.items(), strict=True):
+        sizes, memory = [int(n) for n in points], axis.twinx()
+        axis.loglog(sizes, [statistics.median(p["seconds"]) for p in points.values()], "o-", color="tab:blue")
+        memory.loglog(sizes, [p["peak_memory"] or math.nan for p in points.values()], "s--", color="tab:orange")
+        memory.set_ylim(100, 10_000)
+        axis.set(xlabel=title, title=f"slope of the seconds: {slope:.2f}")
+        axis.set_xticks(sizes, [f"{n:,}" for n in sizes])
+        axis.minorticks_off()
+        axis.set_ylabel("seconds", color="tab:blue")
+        memory.set_ylabel("peak memory (MiB)", color="tab:orange")
+        axis.grid(alpha=0.3, which="both")
+    return figure
+
+
 def draw_pages() -> dict[str, Image.Image]:
     """Three digits as a person might photograph them, drawn by code: pen on paper, chalk on a board, a marker."""
     sheets = {  # of 100×100: the points of a stroke, its colour, its width, and the colour of the ground

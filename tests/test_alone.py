@@ -45,30 +45,33 @@ def colab(tmp_path, monkeypatch):
     return alone
 
 
-def execute(folder, cells=None):
-    """Run the notebook in `folder`, or its first code cells, with an upload, and return what it printed."""
+def execute(folder, cells=None, times=1):
+    """Run the notebook in `folder`, or its first code cells, with an upload; return what it printed each time."""
     notebook = nbformat.read(folder / "S6_MNIST.ipynb", as_version=4)
     for cell in notebook.cells:
         cell.source = cell.source.replace("UPLOAD = False", "UPLOAD = True")
-    notebook.cells = [cell for cell in notebook.cells if cell.cell_type == "code"][:cells]
+    once = [cell for cell in notebook.cells if cell.cell_type == "code"][:cells]
+    notebook.cells = [nbformat.v4.new_code_cell(cell.source) for _ in range(times) for cell in once]
     client = NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": folder}})
     client.execute()
-    outputs = [output for cell in notebook.cells for output in cell.outputs]
-    return "".join(output.text for output in outputs if output.get("name") == "stdout")
+    runs = [notebook.cells[i:i + len(once)] for i in range(0, len(notebook.cells), len(once))]
+    return ["".join(output.text for cell in run for output in cell.outputs if output.get("name") == "stdout")
+            for run in runs]
 
 
-def test_every_cell_runs_twice_in_the_same_folder(colab):
-    for _ in range(2):
-        printed = execute(colab)
-        assert "recipe: 1 of 10 epochs" in printed
-        assert "photo.jpg is read as 7" in printed
-        assert "loaded from the file: accuracy 99." in printed
-        assert sorted(path.name for path in colab.iterdir()) == ["S6_MNIST", "S6_MNIST.ipynb"]
-        clone = colab / "S6_MNIST"
-        assert (clone / "model.py").exists()
-        assert not (clone / "S6_MNIST").exists()
-        status = subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True, check=True)
-        assert status.stdout == ""
+def test_every_cell_runs_again_in_the_same_folder(colab):
+    """Run all, run all again, and once more after a restart of the kernel: always with the same results."""
+    printed = [*execute(colab, times=2), *execute(colab)]
+    first, *again = (re.sub(r"\| +[\d.]+ s$|.*\r", "", text, flags=re.MULTILINE) for text in printed)
+    assert again == [first, first]
+    for expected in ("recipe: 1 of 10 epochs", "photo.jpg is read as 7", "loaded from the file: accuracy 99."):
+        assert expected in first
+    assert sorted(path.name for path in colab.iterdir()) == ["S6_MNIST", "S6_MNIST.ipynb"]
+    clone = colab / "S6_MNIST"
+    assert (clone / "model.py").exists()
+    assert not (clone / "S6_MNIST").exists()
+    status = subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True, check=True)
+    assert status.stdout == ""
 
 
 @pytest.mark.parametrize("failure", ["unreachable", "no git"])
@@ -83,3 +86,13 @@ def test_failure_to_fetch_names_the_remedy(colab, monkeypatch, failure):
     assert "git could not fetch the files beside this notebook" in error.value.evalue
     assert "connect to the network, check that https://github.com/" in error.value.evalue
     assert [path.name for path in colab.iterdir()] == ["S6_MNIST.ipynb"]
+
+
+def test_downloaded_archive_needs_no_git(tmp_path, monkeypatch):
+    """The unpacked archive of the repository, in a path with spaces, up to the training."""
+    folder = tmp_path / "my courses" / "S6_MNIST main"
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", ".venv", "*cache*", ".ipynb_checkpoints"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (printed,) = execute(folder, cells=9)
+    assert "19,712 parameters" in printed
+    assert "measured:  loss 2." in printed

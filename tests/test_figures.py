@@ -12,6 +12,7 @@ from benchmarks.figures import (
     plot_history,
     plot_preparation,
     plot_recipes,
+    plot_scaling,
     plot_seeds,
 )
 from utils import prepare_digit
@@ -42,6 +43,15 @@ def test_history_digits_and_confusion(test_set):
 
 def runs(*last):
     return [{"test_accuracy": [99.0, value - 0.1, value], "validation_accuracy": [98.0, value]} for value in last]
+
+
+def test_scaling_shows_seconds_and_memory():
+    points = {"10": {"seconds": [1.0, 3.0, 2.0], "peak_memory": 500}, "20": {"seconds": [4.0] * 3, "peak_memory": None}}
+    seconds, _, memory, _ = plot_scaling({"batch size": (points, 1.0), "width": (points, 2.0)}).axes
+    assert [list(values) for values in seconds.lines[0].get_data()] == [[10, 20], [2, 4]]
+    assert memory.lines[0].get_ydata()[0] == 500
+    assert [seconds.get_xlabel(), seconds.get_title()] == ["batch size", "slope of the seconds: 1.00"]
+    plt.close("all")
 
 
 def test_seeds_show_every_run_their_mean_and_range():

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torchsummary import summary
 
-from model import IMAGE_SHAPE, Net, layer_table
+from benchmarks.evidence import layer_table
+from model import IMAGE_SHAPE, Net
 
 
 def count(model):

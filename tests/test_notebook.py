@@ -92,9 +92,13 @@ def test_local_links_and_images(page):
 
 def test_repository_is_named_alike(code):
     slug = re.search(r'REPOSITORY = "(.+?)"', "".join(code[0]["source"])).group(1)
-    badge = f"https://colab.research.google.com/github/{slug}/blob/main/S6_MNIST.ipynb"
+    badge = "https://colab.research.google.com/github/{}/blob/main/S6_MNIST.ipynb"
     for page in (NOTEBOOK, ROOT / "README.md"):
-        assert badge in page.read_text(encoding="utf-8")
+        named = re.findall(re.escape(badge).replace(r"\{\}", "(.+?)"), page.read_text(encoding="utf-8"))
+        assert named == [slug], f"{page.name} opens another repository in Colab than {slug}"
+    home = os.environ.get("GITHUB_REPOSITORY", slug)
+    assert home == slug, (f"this is {home}, but the notebook fetches its files from {slug}; to change that: "
+                          f"perl -pi -e 's#{slug}#{home}#g' S6_MNIST.ipynb README.md")
 
 
 def test_ci_runs_the_command_of_the_readme():

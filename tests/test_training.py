@@ -1,10 +1,12 @@
 """Training does what its recipe says, the same every time, and stops in good order."""
 
 import math
+import os
 import pickle
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import matplotlib
 import pytest
@@ -110,6 +112,15 @@ def test_steps_do_not_read_from_the_device(small_loaders, monkeypatch):
     assert counts[0] == counts[1] <= 3
 
 
+def test_data_are_made_on_the_device(train_set, monkeypatch):
+    """Whatever a loader makes is on the device of its images: here on one that only knows shapes."""
+    monkeypatch.setattr(torch, "Generator", lambda device: SimpleNamespace(manual_seed=lambda seed: None))
+    config, device = Config(epochs=1, batch_size=64, plain=0), torch.device("meta")
+    loader = Loader(train_set[0][:100], train_set[1][:100], config, device, train=True)
+    batches = [(images.device.type, tuple(images.shape), labels.device.type) for images, labels in loader]
+    assert batches == [("meta", (64, *IMAGE_SHAPE), "meta"), ("meta", (36, *IMAGE_SHAPE), "meta")]
+
+
 def test_training_learns(small_loaders):
     config = Config(epochs=8, batch_size=20)
     _, history = train(small_loaders, config)
@@ -172,7 +183,7 @@ def test_weight_decay_spares_biases_and_batchnorm(muon):
     assert type(first).__name__ == ("Muon" if muon else "SGD")
     assert (first.param_groups[0]["weight_decay"], second.param_groups[0]["weight_decay"]) == (config.weight_decay, 0)
     weights, others = (optimizer.param_groups[0]["params"] for optimizer in (first, second))
-    assert {p.ndim for p in weights} == ({2} if muon else {4})
+    assert {p.ndim for p in weights} == {4}
     assert sum(p.numel() for p in [*weights, *others]) == 19_712
 
 
@@ -184,9 +195,7 @@ def test_muon_makes_the_update_orthogonal(memory_format):
     layer = model.stage2[0][0]
     (muon, _), _ = make_optimizers(model, Config(weight_decay=0, first_rate=1, warmup=0), 10)
     before = layer.weight.detach().clone()
-    for _ in range(2):  # the second gradient must take the place of the first
-        model.zero_grad()
-        model(torch.rand(20, *IMAGE_SHAPE)).logsumexp(1).sum().backward()
+    model(torch.rand(20, *IMAGE_SHAPE)).logsumexp(1).sum().backward()
     muon.step()
     sizes = torch.linalg.svdvals((layer.weight.detach() - before).flatten(1)) / Config().learning_rate
     assert layer.weight.is_contiguous(memory_format=memory_format)
@@ -194,6 +203,27 @@ def test_muon_makes_the_update_orthogonal(memory_format):
     assert sizes.min() > 0.5
     gradient = torch.linalg.svdvals(layer.weight.grad.flatten(1))
     assert gradient.max() > 20 * gradient.min()  # quite unlike it
+
+
+def test_muon_agrees_with_the_one_of_pytorch():
+    """Ten steps on matrices of all shapes that the network has; PyTorch's rounds to bfloat16."""
+    torch.manual_seed(0)
+    layers = [p for p in Net().parameters() if p.ndim > 1]
+    gradients = [[torch.randn_like(p) for p in layers] for _ in range(10)]
+    options = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1}
+    ours, theirs = ([p.detach().clone() for p in layers] for _ in range(2))
+    matrices = [torch.nn.Parameter(p.flatten(1)) for p in theirs]
+    first, second = utils.Muon(ours, **options), torch.optim.Muon(matrices, **options)
+    for step in gradients:
+        for weight, matrix, gradient in zip(ours, matrices, step, strict=True):
+            weight.grad, matrix.grad = gradient, gradient.flatten(1)
+        first.step()
+        second.step()
+    assert set(first.state) <= set(ours)  # then a checkpoint's state is brought to their device
+    for weight, matrix, before in zip(ours, matrices, layers, strict=True):
+        moved = (weight - before).norm()
+        assert moved > 0.1
+        assert (weight.flatten(1) - matrix).norm() < 0.05 * moved
 
 
 def test_average_of_weights():
@@ -345,6 +375,41 @@ def test_unfit_checkpoint_is_not_used(small_loaders, tmp_path, capsys):
         assert without_seconds(history) == without_seconds(expected)
         assert [p.name for p in tmp_path.iterdir()] == ["run.damaged"], number
         assert (tmp_path / "run.damaged").read_bytes() == content
+
+
+FULL = """
+import resource, sys
+import matplotlib.pyplot as plt
+from benchmarks import evidence, figures
+from model import Net
+from utils import Config
+
+figures.ROOT = figures.Path(sys.argv[1])
+figure = plt.figure()
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # no file may grow larger, as on a disk that is full
+for write in (lambda: figures.save_figure(figure, "seeds.png"),
+              lambda: evidence.save_run(sys.argv[1] + "/S6_MNIST.pt", Net(), Config(), [])):
+    try:
+        write()
+    except OSError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+def test_full_disk_keeps_figures_and_weights(tmp_path):
+    files = [tmp_path / "images" / "seeds.png", tmp_path / "S6_MNIST.pt"]
+    files[0].parent.mkdir()
+    for path in files:
+        path.write_text("old")
+    run = subprocess.run([sys.executable, "-c", FULL, tmp_path], cwd=ROOT, capture_output=True, text=True,
+                         env={**os.environ, "MPLBACKEND": "agg"})
+    assert run.returncode == 0, run.stderr
+    for path, line in zip(files, run.stdout.splitlines(), strict=True):
+        assert line.startswith(f"{path} was not written (")
+        assert line.endswith("free some space or make its folder writable")
+        assert path.read_text() == "old"
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(files)
 
 
 def test_failed_write_keeps_the_old_file(tmp_path):

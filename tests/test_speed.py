@@ -1,0 +1,87 @@
+"""The measurements of speed are of whole pipelines, and their summary computes what it says."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import utils
+from benchmarks import speed
+from utils import Config, Loader, evaluate
+
+
+def pipeline(train, evaluate):
+    return {"start": {"import": 1.0, "data and network": 0.5, "first step": 0.25}, "train": train,
+            "evaluate": evaluate, "peak_memory": 500}
+
+
+def test_ratios_are_those_of_turns():
+    measured = {"conventional": pipeline([40.0, 80.0, 50.0], [10.0, 20.0, 10.0]),
+                "ours": pipeline([9.0, 18.0, 10.0], [1.0, 2.0, 2.0]), "limit": pipeline([8.0, 18.0, 8.0], [1.0] * 3)}
+    fast, near = speed.ratios(measured)
+    assert "5.0 times as fast as a conventional one (5.0 to 5.0)" in fast
+    assert "takes 112 % of the time of the limit (100 to 125 %)" in near
+    rows = speed.describe_pipelines(measured)
+    assert rows[2].split() == ["ours", "12.0", "10.0", "to", "20.0", "6,000", "5,000", "1.8", "500"]
+
+
+def test_growth_is_a_slope():
+    def points(seconds):
+        return {n: {"seconds": [seconds(int(n))] * 3, "peak_memory": 1} for n in ("10", "20", "80")}
+
+    assert speed.growth(points(lambda n: 3 * n)) == pytest.approx(1)
+    assert speed.growth(points(lambda n: n**2)) == pytest.approx(2)
+
+
+def test_time_to_the_target():
+    def epochs(*accuracies, seconds):
+        return [{"accuracy": accuracy, "seconds": seconds} for accuracy in accuracies]
+
+    measured = {"conventional": [epochs(99.1, 99.3, 99.41, seconds=60.0)],
+                "express": [epochs(99.2, 99.4, seconds=5.0), epochs(99.2, 99.4, seconds=7.0)]}
+    (line,) = speed.describe_target(measured)
+    assert "first reaches 99.4 % in 3 epochs, which take 180 s" in line
+    assert "ends at 99.40 % and 99.40 % after 12 s: 15.0 times as fast" in line
+    measured["conventional"][0].pop()
+    assert "does not reach 99.4 % in 2 epochs" in speed.describe_target(measured)[0]
+
+
+@pytest.mark.parametrize("name", speed.PIPELINES)
+def test_pipelines_train_and_evaluate(name, test_set):
+    """All train the network, and score it alike."""
+    torch.manual_seed(0)
+    pipeline = speed.PIPELINES[name](images=300, tests=500)
+    before = [p.detach().clone() for p in pipeline.model.parameters()]
+    pipeline.train()
+    assert not any(torch.equal(a, b) for a, b in zip(before, pipeline.model.parameters(), strict=True))
+    images, labels = (t[:500] for t in test_set)
+    loader = Loader(images, labels, pipeline.config, utils.get_device(), train=False)
+    assert pipeline.evaluate() == evaluate(pipeline.model, loader)[1]
+
+
+def test_limit_does_no_data_work():
+    class Copies(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.count += function in (torch.ops.aten.index.Tensor, torch.ops.aten.grid_sampler_2d.default)
+            return function(*args, **(kwargs or {}))
+
+    counts = []
+    for name in ("ours", "limit"):
+        made = speed.PIPELINES[name](images=256, tests=64, config=Config(epochs=1, plain=0))
+        with Copies() as copies:
+            made.train()
+        counts.append(copies.count)
+    assert counts[0] > 8
+    assert counts[1] <= 3
+
+
+def test_pipelines_take_turns_in_processes_of_their_own(capfd):
+    jobs = {name: ("limit", {"images": 128, "tests": 64}) for name in ("first", "second")}
+    results = speed.take_turns(jobs, 2, "turns")
+    assert list(results) == ["first", "second"]
+    for result in results.values():
+        assert len(result["train"]) == len(result["evaluate"]) == 2
+        assert min(result["train"]) > 0
+        assert set(result["start"]) == {"import", "data and network", "first step"}
+    assert capfd.readouterr().err == ""
