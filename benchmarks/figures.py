@@ -119,11 +119,13 @@ def plot_scaling(groups: dict[str, tuple[dict[str, dict], float]]) -> Figure:
     figure, axes = plt.subplots(1, len(groups), figsize=(12, 3.6), layout="constrained")
     for axis, (title, (points, slope)) in zip(axes, groups.items(), strict=True):
         sizes, memory = [int(n) for n in points], axis.twinx()
-        axis.loglog(sizes, [statistics.median(p["seconds"]) for p in points.values()], "o-", color="tab:blue")
+        seconds = [statistics.median(p["seconds"]) for p in points.values()]
+        axis.loglog(sizes, seconds, "o-", color="tab:blue")
         memory.loglog(sizes, [p["peak_memory"] or math.nan for p in points.values()], "s--", color="tab:orange")
         memory.set_ylim(100, 10_000)
         axis.set(xlabel=title, title=f"slope of the seconds: {slope:.2f}")
         axis.set_xticks(sizes, [f"{n:,}" for n in sizes])
+        axis.set_yticks(seconds, [f"{s:.2g}" for s in seconds])
         axis.minorticks_off()
         axis.set_ylabel("seconds", color="tab:blue")
         memory.set_ylabel("peak memory (MiB)", color="tab:orange")
