@@ -186,8 +186,8 @@ def muon() -> str:
     theirs = summarise([run for run in runs if run["seed"] < FIRST_OWN_SEED])
     ours = summarise([run for run in runs if run["seed"] >= FIRST_OWN_SEED])
     error = (theirs.sd**2 / theirs.n + ours.sd**2 / ours.n) ** 0.5
-    return (f"The chosen recipe was trained with `torch.optim.Muon` for seeds below {FIRST_OWN_SEED}, and in the "
-            f"ablation ({theirs.mean:.3f} ± {theirs.sd:.3f} %, {theirs.n} runs on all images); later with the faster "
+    return (f"The chosen recipe was trained with `torch.optim.Muon` for seeds below {FIRST_OWN_SEED} "
+            f"({theirs.mean:.3f} ± {theirs.sd:.3f} %, {theirs.n} runs) and in the ablation, later with the faster "
             f"`Muon` of [utils.py](../utils.py) ({ours.mean:.3f} ± {ours.sd:.3f} %, {ours.n} runs). Both make the same "
             f"updates up to rounding. The means differ by {ours.mean - theirs.mean:+.3f} points, with a standard error "
             f"of {error:.3f}.")
