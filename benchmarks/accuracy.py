@@ -2,6 +2,7 @@
 
     python benchmarks/accuracy.py chosen --seeds 20          # on all 60,000 training images
     python benchmarks/accuracy.py --split --seeds 3          # the ablation, on 50,000, scored on the other 10,000
+    python benchmarks/accuracy.py frontier --seeds 5         # smaller networks, and fewer or more epochs
     python benchmarks/accuracy.py chosen --split --set dropout=0.1 batch_size=128      # a candidate for a better one
 
 A run that is on record is not repeated, so a command that was stopped goes on when it is given again.
@@ -28,13 +29,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from benchmarks.evidence import environment  # noqa: E402
 from model import CLASSES, Net, count_parameters  # noqa: E402
-from utils import Config, Loader, evaluate, fit, load_mnist, set_seed  # noqa: E402
+from utils import MAX_EPOCHS, Config, Loader, evaluate, fit, load_mnist, set_seed  # noqa: E402
 
 RECORDS = ROOT / "benchmarks" / "results" / "accuracy.jsonl"
+PUBLIC = ROOT / "benchmarks" / "results" / "public.json"
+WIDTH = 16  # of the assignment's network
 CONSTANT_RATE = {"warmup": 0, "first_rate": 1, "last_rate": 1}
 NO_AUGMENTATION = {"rotation": 0, "shift": 0, "scale": 0, "shear": 0}
 
-# What each recipe changes in `Config`, the chosen recipe; "network" names a change of the network instead.
+# What each recipe changes in `Config`, the chosen recipe; "network" and "width" change the network instead.
 ABLATION = {
     "chosen": {},
     "original": {  # SGD at a constant rate and rotation alone, as such assignments are usually solved
@@ -55,12 +58,20 @@ FEW_EPOCHS = {  # the best of the candidates for two epochs, and for one
     "express": {"epochs": 2, **FASTER},
     "one epoch": {"epochs": 1, **FASTER, "rotation": 5, "shift": 0.04, "scale": 0.05, "shear": 4},
 }
-RECIPES = {**ABLATION, **FEW_EPOCHS}
+# Small networks have no capacity to spare: they are asked for less.
+SMALL = {"rotation": 7, "shift": 0.05, "scale": 0.08, "shear": 6, "label_smoothing": 0, "dropout": 0.001}
+WIDTHS = {4: SMALL, 6: SMALL, 8: SMALL, 12: SMALL, WIDTH: {}}
+EPOCHS = (3, 4, 5, 8, 12)
+FRONTIER = {
+    **{f"width {width}": {"width": width, "epochs": MAX_EPOCHS - 1, **changes} for width, changes in WIDTHS.items()},
+    **{f"{epochs} epochs": {"epochs": epochs} for epochs in EPOCHS},
+}
+RECIPES = {**ABLATION, **FEW_EPOCHS, **FRONTIER}
 
 
-def build(network: str | None, config: Config) -> nn.Module:
-    """The assignment's network, or the variant of it that an ablation asks for."""
-    model = Net(dropout=config.dropout)
+def build(settings: dict) -> nn.Module:
+    """The assignment's network, or the one of another width or structure that the settings ask for."""
+    network, model = settings["network"], Net(settings.get("width", WIDTH), settings["dropout"])
     if network == "fully connected for GAP":
         model.head[1] = nn.Sequential(nn.Flatten(), nn.Linear(CLASSES * 5 * 5, CLASSES))
     elif network is not None:
@@ -86,24 +97,29 @@ def settings_of(recipe: str) -> dict:
     """
     name, *candidate = recipe.split(", ")
     changes = {**RECIPES[name], **{field: json.loads(value) for field, value in (c.split("=") for c in candidate)}}
-    network = changes.pop("network", None)
+    network = {"network": None, **{name: changes.pop(name) for name in ("network", "width") if name in changes}}
     settings = asdict(Config(**changes))
     del settings["seed"]
-    return {**settings, "network": network}
+    return {**settings, **network}
+
+
+def config_of(settings: dict, seed: int = 0) -> Config:
+    """The part of the settings that is a `Config`."""
+    return Config(seed=seed, **{name: value for name, value in settings.items() if name not in ("network", "width")})
 
 
 def run(recipe: str, seed: int, split: bool) -> dict:
     """Train once and return the record; all accuracies are percent, one per epoch."""
     start = time.perf_counter()
     settings, device = settings_of(recipe), torch.device("cpu")
-    config = Config(seed=seed, **{name: value for name, value in settings.items() if name != "network"})
+    config = config_of(settings, seed)
     images, labels = load_mnist(train=True)
     test_loader = Loader(*load_mnist(train=False), config, device, train=False)
     kept, held_out = split_training(labels) if split else (torch.arange(len(labels)), None)
     loader = Loader(images[kept], labels[kept], config, device, train=True)
     val_loader = Loader(images[held_out], labels[held_out], config, device, train=False) if split else test_loader
     set_seed(seed)
-    model, test_accuracy = build(settings["network"], config), []
+    model, test_accuracy = build(settings), []
 
     def on_epoch(row: dict, config: Config, averaged: nn.Module) -> None:
         test_accuracy.append(evaluate(averaged, test_loader)[1] if split else row["val_accuracy"])
@@ -162,6 +178,20 @@ class Summary(NamedTuple):
     maximum: float
 
 
+def frontier(records: list[dict]) -> tuple[dict[int, list[dict]], dict[int, list[dict]]]:
+    """The runs on all training images by number of parameters, and those of the assignment's network by epochs."""
+    widths = [select(records, f"width {width}", 60_000) for width in WIDTHS]
+    names = [*FEW_EPOCHS, *(f"{epochs} epochs" for epochs in EPOCHS), "chosen", f"width {WIDTH}"]
+    epochs = [runs for name in names if (runs := select(records, name, 60_000))]
+    return ({runs[0]["parameters"]: runs for runs in widths if runs},
+            dict(sorted((runs[0]["settings"]["epochs"], runs) for runs in epochs)))
+
+
+def read_public() -> list[dict]:
+    """Other people's published results with small networks, one run each, with their sources."""
+    return json.loads(PUBLIC.read_text(encoding="utf-8"))
+
+
 def summarise(runs: list[dict], key: str = "test_accuracy") -> Summary:
     """Summarise the last epochs of the runs; the standard deviation of a single one is nan. ValueError without any."""
     if not runs:
@@ -169,6 +199,12 @@ def summarise(runs: list[dict], key: str = "test_accuracy") -> Summary:
     last = [r[key][-1] for r in runs]
     sd = statistics.stdev(last) if len(last) > 1 else float("nan")
     return Summary(len(last), statistics.mean(last), sd, min(last), max(last))
+
+
+def describe(runs: list[dict], key: str = "test_accuracy") -> str:
+    """The summary of several runs, as text."""
+    n, mean, sd, low, high = summarise(runs, key)
+    return f"{n:2} seeds: mean {mean:.3f} %, standard deviation {sd:.3f}, from {low:.2f} to {high:.2f} %"
 
 
 def sampling_error(accuracy: float, images: int = 10_000) -> float:
@@ -180,14 +216,16 @@ def sampling_error(accuracy: float, images: int = 10_000) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("recipes", nargs="*", metavar="RECIPE",
-                        help=f"of: {', '.join(RECIPES)} (default: all but those of {' and '.join(FEW_EPOCHS)})")
+                        help=f"of: {', '.join(RECIPES)}; frontier for all widths and epochs (default: the ablation)")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N-1 (default: 3)")
     parser.add_argument("--first-seed", type=int, default=0, help="start at another seed")
     parser.add_argument("--split", action="store_true", help="train on 50,000 images, hold 10,000 out")
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="change fields of Config")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs side by side (default: all cores)")
     options = parser.parse_args()
-    recipes = [", ".join([recipe, *options.set]) for recipe in options.recipes or ABLATION]
+    names = [name for recipe in options.recipes or ABLATION
+             for name in (FRONTIER if recipe == "frontier" else [recipe])]
+    recipes = [", ".join([recipe, *options.set]) for recipe in names]
     for recipe in recipes:
         try:
             settings_of(recipe)
@@ -224,9 +262,7 @@ def main() -> None:
             sys.exit("stopped; finished runs are on record, and the same command goes on from there")
     for recipe in recipes:
         if runs := select(read_records(), recipe, images):
-            n, mean, sd, low, high = summarise(runs, key)
-            spread = f" ± {sd:.3f} %, from {low:.2f} to {high:.2f}" if n > 1 else ""
-            print(f"{recipe}: {mean:.3f}{spread} %, n = {n}")
+            print(f"{recipe}: {describe(runs, key)}")
 
 
 if __name__ == "__main__":

@@ -82,6 +82,48 @@ def requirements(model: Net, history: list[dict]) -> list[tuple[str, str, str, b
     ]
 
 
+def calibration(sure: Tensor, right: Tensor, bins: int = 15) -> tuple[list[tuple[float, float, int]], float]:
+    """Whether answers are right as often as their probabilities `sure` (N,) say; `right` (N,) is boolean.
+
+    Returns the mean probability, the share of right answers and the number of images in each bin of equal width that
+    has any, and the expected calibration error in points: the mean difference of the two, weighted by the images.
+    Guo et al., "On calibration of modern neural networks", 2017.
+    """
+    rows, error = [], 0.0
+    for low in range(bins):
+        inside = (sure > low / bins) & (sure <= (low + 1) / bins)
+        if inside.any():
+            said, was, count = sure[inside].mean().item(), right[inside].float().mean().item(), int(inside.sum())
+            rows.append((said, was, count))
+            error += 100 * abs(said - was) * count / len(sure)
+    return rows, error
+
+
+def accuracy_of_rest(sure: Tensor, right: Tensor) -> Tensor:
+    """The accuracy in percent without the k images of lowest probability, for k from 0 to N - 1."""
+    ordered = right[sure.argsort(descending=True)].double()
+    return (100 * ordered.cumsum(0) / torch.arange(1, len(ordered) + 1)).flip(0)
+
+
+def feature_maps(model: Net, image: Tensor) -> dict[str, Tensor]:
+    """What each part of the network answers to one normalised image (1, 28, 28): maps (C, H, W), on the CPU."""
+    names = ["block 1", "block 2", "block 3", "transition", "block 4", "block 5", "block 6", "block 7", "digits"]
+    parts = [*model.eval().stage1, model.transition, *model.stage2, model.head[0]]
+    maps, value = {}, image[None].to(next(model.parameters()).device)
+    with torch.no_grad():
+        for name, part in zip(names, parts, strict=True):
+            value = part(value)
+            maps[name] = value[0].cpu()
+    return maps
+
+
+def nearest(images: Tensor, digits: Tensor, train_images: Tensor, train_labels: Tensor) -> Tensor:
+    """For each image (N, 1, 28, 28), the training image of the given digit (N,) whose pixels differ least from it."""
+    distances = torch.cdist(images.flatten(1).float(), train_images.flatten(1).float())
+    distances[digits[:, None] != train_labels] = torch.inf
+    return train_images[distances.argmin(1)]
+
+
 def save_run(path: str | Path, model: nn.Module, config: Config, history: list[dict]) -> None:
     """Save the weights with the recipe, the history, the device, the versions and the code that made them."""
     device = next(model.parameters()).device

@@ -23,10 +23,11 @@ def plot_digits(images: Tensor, titles: list[str] | None = None, columns: int = 
                 row_names: list[str] | None = None) -> Figure:
     """Draw images (N, 1, 28, 28) in rows of `columns`, dark on white, below their titles and beside the rows' names."""
     rows = math.ceil(len(images) / columns)
+    titles = [*(titles or []), *[""] * len(images)]  # the last images may be without
     figure, axes = plt.subplots(rows, columns, squeeze=False, layout="constrained",
-                                figsize=(columns, rows * (1.4 if titles else 1)))
+                                figsize=(columns, rows * (1.4 if any(titles) else 1)))
     size = max(9, 0.8 * columns)  # legible however the page scales the figure
-    for axis, image, title in zip(axes.flat, images.cpu(), titles or [""] * len(images), strict=False):
+    for axis, image, title in zip(axes.flat, images.cpu(), titles, strict=False):
         axis.imshow(image[0].numpy(), cmap="gray_r")
         axis.set_title(title, fontsize=size)
     for axis in axes.flat:
@@ -111,6 +112,115 @@ def plot_recipes(groups: dict[str, list[dict]], key: str = "validation_accuracy"
     axis.set(yticks=range(len(groups)), yticklabels=list(groups), xlabel="accuracy after the last epoch (%)")
     axis.invert_yaxis()
     axis.grid(alpha=0.3)
+    return figure
+
+
+def draw_runs(axis: plt.Axes, groups: dict[int, list[dict]], label: str) -> None:
+    """Draw each run's last test accuracy above the number of its group, faint, and the means of the groups, joined."""
+    for number, runs in groups.items():
+        axis.scatter([number] * len(runs), [r["test_accuracy"][-1] for r in runs], s=14, color="tab:blue", alpha=0.35)
+    means = [summarise(runs).mean for runs in groups.values()]
+    axis.plot(list(groups), means, "D-", color="tab:blue", markersize=5, label=label)
+    axis.axhline(TARGET, color="black", linestyle=":", label=f"target {TARGET} %")
+    axis.set_xscale("log")
+    axis.set_xticks(list(groups), [f"{number:,}" for number in groups])
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+    axis.set_ylabel("test accuracy after the last epoch (%)")
+
+
+def plot_frontier(widths: dict[int, list[dict]], epochs: dict[int, list[dict]], public: list[dict]) -> Figure:
+    """Draw accuracy against parameters, beside public results, and against the number of epochs.
+
+    `widths` has the runs by number of parameters, `epochs` by number of epochs; a public result has a `repository`,
+    whose owner stands beside the point, `parameters` and `last_accuracy`.
+    """
+    figure, (size, time) = plt.subplots(1, 2, figsize=(12, 4.8), width_ratios=[3, 2], layout="constrained")
+    draw_runs(size, widths, "this architecture: every run and the means")
+    size.scatter([p["parameters"] for p in public], [p["last_accuracy"] for p in public], marker="x",
+                 color="tab:orange", label="public results, one run each")
+    for point in public:
+        owner, place = point["repository"].split("/")[0], (point["parameters"], point["last_accuracy"])
+        size.annotate(owner, place, xytext=(4, 4), textcoords="offset points", fontsize=8, color="chocolate")
+    size.set_xlabel("parameters")
+    size.legend(loc="lower right")
+    draw_runs(time, epochs, "every run and the means")
+    time.set_xlabel("epochs, each number with its own schedule")
+    time.legend(loc="lower right")
+    return figure
+
+
+def plot_robustness(distortions: dict[str, dict], other: dict[str, float],
+                    examples: dict[str, tuple[str, Tensor]]) -> Figure:
+    """Draw accuracy against the strength of each distortion, and on other handwriting, each with an example.
+
+    The results are those of benchmarks/robustness.py; an example is its title and an image (1, 28, 28).
+    """
+    styles = {"chosen": ("o-", "tab:blue"), "original": ("s--", "tab:orange")}
+    figure, axes = plt.subplots(2, 4, figsize=(13, 6.2), sharey=True, layout="constrained")
+    for axis, (name, result) in zip(axes.flat, distortions.items(), strict=False):
+        for network, (style, color) in styles.items():
+            axis.plot(result["strengths"], result[network], style, color=color, markersize=4, label=f"{network} recipe")
+        axis.set_xlabel(name)
+        axis.grid(alpha=0.3)
+    axis = axes.flat[len(distortions)]
+    for x, (network, (_, color)) in enumerate(styles.items()):
+        axis.text(x, other[network] - 5, f"{other[network]:.1f}", ha="center", va="top", color="white")
+        axis.bar(x, other[network], color=color)
+    axis.set(xticks=range(len(styles)), xticklabels=styles, xlabel="other handwriting", xlim=(-0.6, 2.6))
+    for axis, (title, image) in zip(axes.flat, examples.values(), strict=False):
+        inset = axis.inset_axes((0.72, 0.05, 0.26, 0.26) if axis is axes.flat[len(distortions)] else
+                                (0.37, 0.05, 0.26, 0.26))
+        inset.imshow(image[0].numpy(), cmap="gray_r", vmin=0, vmax=1)
+        inset.set(xticks=[], yticks=[])
+        inset.set_title(title, fontsize=8, pad=2)
+    for axis in axes[:, 0]:
+        axis.set(ylabel="accuracy (%)", ylim=(0, 102))
+    axes.flat[-1].axis("off")
+    axes.flat[-1].legend(*axes.flat[0].get_legend_handles_labels(), loc="center")
+    return figure
+
+
+def plot_confidence(bins: list[tuple[float, float, int]], rest: Tensor) -> Figure:
+    """Draw how often answers of each probability are right, and how accuracy rises as uncertain images are rejected.
+
+    `bins` has the mean probability, the share of right answers and the number of images of each bin; `rest[k]` is the
+    accuracy in percent without the k least certain images.
+    """
+    figure, (reliability, rejection) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    said, was, counts = zip(*bins, strict=True)
+    images = reliability.twinx()
+    images.bar(said, counts, width=0.05, color="lightgray", log=True)
+    images.set(ylim=(1, 10 * max(counts)), ylabel="test images (grey bars)")
+    reliability.set_zorder(images.get_zorder() + 1)
+    reliability.patch.set_visible(False)
+    reliability.plot([0, 1], [0, 1], color="black", linestyle=":", label="as often right as the probability says")
+    reliability.plot(said, was, "o-", label="this network")
+    reliability.set(xlabel="probability of the answer", ylabel="share of right answers", xlim=(0, 1.03), ylim=(0, 1.2))
+    reliability.legend(loc="upper left")
+    rejection.plot(100 * np.arange(len(rest)) / len(rest), rest.numpy())
+    rejection.axhline(99.9, color="black", linestyle=":", label="99.9 %")
+    rejection.set(xlim=(0, 5), xlabel="least certain images rejected (%)", ylabel="accuracy on the rest (%)")
+    rejection.legend(loc="lower right")
+    for axis in (reliability, rejection):
+        axis.grid(alpha=0.3)
+    return figure
+
+
+def plot_inside(kernels: Tensor, maps: dict[str, Tensor]) -> Figure:
+    """Draw the kernels (C, 1, 3, 3) of the first layer, and the first 16 maps (C, H, W) that each part answers with."""
+    rows = {"kernels": kernels[:, 0], **maps}
+    figure, axes = plt.subplots(len(rows), 16, figsize=(12, 0.84 * len(rows)), layout="constrained")
+    for line, (name, values) in zip(axes, rows.items(), strict=True):
+        strongest = values.abs().max().item()
+        for axis, value in zip(line, values, strict=False):
+            axis.imshow(value.numpy(), cmap="RdBu_r", vmin=-strongest, vmax=strongest)
+        for axis in line:
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set(color="lightgray", visible=axis.has_data())
+        line[0].set_ylabel(name, rotation="horizontal", ha="right", va="center")
+    for digit, axis in enumerate(axes[-1, :CLASSES]):
+        axis.set_xlabel(str(digit))
     return figure
 
 

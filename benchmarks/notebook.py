@@ -4,12 +4,15 @@ The file is replaced only after every cell of a full run has passed. After a fai
 environment variable EPOCHS shortens, it stays as it was.
 """
 
+import base64
+import io
 import sys
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -26,6 +29,15 @@ class LiveClient(NotebookClient):
             sys.stdout.write(msg["content"]["text"])
             sys.stdout.flush()
         return super().output(outs, msg, display_id, cell_index)
+
+
+def shrink_figures(notebook: nbformat.NotebookNode) -> None:
+    """Reduce the figures to 256 colours, which their lines and areas hardly need, so that the file stays below 1 MB."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    for output in (output for output in outputs if "image/png" in output.get("data", {})):
+        image, small = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))), io.BytesIO()
+        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+        output.data["image/png"] = base64.b64encode(small.getvalue()).decode()
 
 
 def main() -> None:
@@ -46,6 +58,7 @@ def main() -> None:
     if not full:
         print(f"{NOTEBOOK.name} was left as it was, since EPOCHS shortened this run")
         return
+    shrink_figures(notebook)
     part = NOTEBOOK.with_suffix(".part")
     nbformat.write(notebook, part)
     part.replace(NOTEBOOK)

@@ -10,16 +10,18 @@ import json
 import re
 import statistics
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from benchmarks import accuracy, robustness  # noqa: E402
 from benchmarks import speed as measurements  # noqa: E402
 from benchmarks.accuracy import ABLATION, read_records, sampling_error, select, settings_of, summarise  # noqa: E402
 from benchmarks.evidence import requirements  # noqa: E402
 from model import count_parameters  # noqa: E402
-from utils import load_run, print_epoch  # noqa: E402
+from utils import MAX_EPOCHS, TARGET, load_run, print_epoch  # noqa: E402
 
 FIRST_OWN_SEED = 20  # of the chosen recipe: those before it were trained with torch.optim.Muon
 
@@ -137,11 +139,11 @@ def ablation() -> str:
     return table(["recipe", "seeds", "mean ± standard deviation (%)", "difference"], rows)
 
 
-def candidates() -> str:
-    """The candidates for the recipes of one and two epochs, on the split, best first."""
+def candidates(wanted: Callable[[dict], bool]) -> str:
+    """The runs on the split whose settings are wanted, by what they change in the chosen recipe, best first."""
     chosen, groups = settings_of("chosen"), {}
     for run in read_records():
-        if run["train_images"] == 50_000 and run["settings"]["epochs"] < 3:
+        if run["train_images"] == 50_000 and wanted(run["settings"]):
             changes = {key: value for key, value in run["settings"].items() if value != chosen.get(key)}
             groups.setdefault(", ".join(f"`{key}={value}`" for key, value in changes.items()), {})[run["seed"]] = run
     rows = []
@@ -150,6 +152,57 @@ def candidates() -> str:
         rows.append([changes, f"{n}", f"{mean:.3f}" + (f" ± {sd:.3f}" if n > 1 else "")])
     rows.sort(key=lambda row: row[2], reverse=True)
     return table(["changed in the chosen recipe", "seeds", "validation (%)"], rows)
+
+
+def few_epochs() -> str:
+    """The candidates for the recipes of few epochs."""
+    return candidates(lambda settings: settings["epochs"] < 5)
+
+
+def small() -> str:
+    """The candidates for the recipe of small networks."""
+    return candidates(lambda settings: "width" in settings)
+
+
+def frontier() -> str:
+    """Accuracy by number of parameters, and by number of epochs."""
+    tables = []
+    for groups, unit in zip(accuracy.frontier(read_records()), ("parameters", "epochs"), strict=True):
+        rows = []
+        for number, runs in groups.items():
+            n, mean, sd, low, high = summarise(runs)
+            rows.append([f"{number:,}", runs[0]["recipe"], f"{n}", f"{mean:.3f} ± {sd:.3f}", f"{low:.2f}",
+                         f"{high:.2f}"])
+        tables.append(table([unit, "recipe", "seeds", "mean ± standard deviation (%)", "lowest", "highest"], rows))
+    return "\n\n".join(tables)
+
+
+def least() -> str:
+    """The smallest network, and the fewest epochs, whose mean reaches the target."""
+    (size, small_runs), (epochs, fast_runs) = (
+        next((number, runs) for number, runs in groups.items() if summarise(runs).mean >= TARGET)
+        for groups in accuracy.frontier(read_records()))
+    return (f"The smallest network of this architecture whose mean reaches {TARGET} % has {size:,} parameters "
+            f"({accuracy.describe(small_runs).strip()}, in {MAX_EPOCHS - 1} epochs); the assignment's own needs "
+            f"{epochs} epochs ({accuracy.describe(fast_runs).strip()}).")
+
+
+def public() -> str:
+    """Other people's results, with their sources."""
+    rows = []
+    for p in accuracy.read_public():
+        address = f"https://github.com/{p['repository']}/blob/{p['commit']}/{p['path']}"
+        source = f"[{p['repository']}]({address})" + (f", {p['note']}" if p["note"] else "")
+        rows.append([f"{p['parameters']:,}", f"{p['epochs']}", f"{p['last_accuracy']:.2f}", f"{p['best_accuracy']:.2f}",
+                     source])
+    return table(["parameters", "epochs", "last epoch (%)", "best epoch (%)", "source"], rows)
+
+
+def handwriting() -> str:
+    """How the two networks read handwriting that is not MNIST."""
+    percent = robustness.read_results()["load_digits"]
+    return (f"Of 1,797 digits from another collection, scanned at 8×8 pixels, the stored network reads "
+            f"{percent['chosen']:.1f} % correctly, the one of the original recipe {percent['original']:.1f} %.")
 
 
 def speed() -> str:
@@ -208,9 +261,10 @@ def trials() -> str:
 
 
 PAGES = {
-    ROOT / "README.md": (claim, requirements_table, architecture, recipe, log, environment, seeds, spread, speed,
-                         digits),
-    ROOT / "benchmarks" / "README.md": (held_out, ablation, candidates, trials, profile, muon, scaling),
+    ROOT / "README.md": (claim, requirements_table, architecture, recipe, log, environment, seeds, spread, least,
+                         speed, digits, handwriting),
+    ROOT / "benchmarks" / "README.md": (held_out, ablation, few_epochs, trials, small, frontier, public, profile, muon,
+                                        scaling),
 }
 
 

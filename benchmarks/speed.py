@@ -32,7 +32,7 @@ from tqdm import tqdm  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import utils  # noqa: E402
-from benchmarks.accuracy import settings_of  # noqa: E402
+from benchmarks.accuracy import config_of, settings_of  # noqa: E402
 from benchmarks.evidence import environment  # noqa: E402
 from benchmarks.figures import plot_scaling, save_figure  # noqa: E402
 from model import Net  # noqa: E402
@@ -48,16 +48,11 @@ SIZES = {  # what `measure_scaling` varies, and the options of `Ours` that go wi
 }
 
 
-def recipe(name: str) -> Config:
-    """The `Config` of a recipe of benchmarks/accuracy.py."""
-    return Config(**{key: value for key, value in settings_of(name).items() if key != "network"})
-
-
 class Conventional:
     """A common pipeline: a DataLoader in the main process, its default, reads one PIL image at a time; float32, SGD."""
 
     def __init__(self, images: int, tests: int) -> None:
-        self.config = recipe("original")
+        self.config = config_of(settings_of("original"))
         normalise = [transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))]
         rotate = transforms.RandomRotation((-self.config.rotation, self.config.rotation))
         self.loaders = []
@@ -264,7 +259,7 @@ def reach_target(name: str, threads: int) -> list[dict]:
             pipeline.train()
             note(pipeline.evaluate(), time.perf_counter() - start)
     else:
-        ours = Ours(TRAINING, TEST, recipe(name))
+        ours = Ours(TRAINING, TEST, config_of(settings_of(name)))
         utils.fit(ours.model, *ours.loaders, lambda row, *_: note(row["val_accuracy"], row["seconds"]))
     return epochs
 

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from benchmarks import accuracy
-from model import IMAGE_SHAPE, Net
-from utils import Config
+from model import IMAGE_SHAPE, Net, count_parameters
 
 SETTINGS = accuracy.settings_of("chosen")
 
@@ -57,13 +56,25 @@ def test_split_is_fixed_stratified_and_whole(train_set):
 @pytest.mark.parametrize("recipe", accuracy.RECIPES)
 def test_every_recipe_builds_its_network(recipe):
     settings = accuracy.settings_of(recipe)
-    network = settings.pop("network")
-    model = accuracy.build(network, Config(**settings))
+    model = accuracy.build(settings)
     assert model(torch.rand(4, *IMAGE_SHAPE)).shape == (4, 10)
-    changed = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in Net().parameters())
+    network = Net(int(recipe.removeprefix("width "))) if recipe.startswith("width ") else Net()
+    changed = count_parameters(model) - count_parameters(network)
     assert changed == {"without BatchNorm": -288, "fully connected for GAP": 2_510}.get(recipe, 0)
+    assert model.stage1[0][3].p == settings["dropout"] == accuracy.config_of(settings).dropout
     expected = {"without BatchNorm": (nn.ReLU, nn.Identity), "BatchNorm before ReLU": (nn.BatchNorm2d, nn.ReLU)}
     assert (type(model.stage1[0][1]), type(model.stage1[0][2])) == expected.get(recipe, (nn.ReLU, nn.BatchNorm2d))
+
+
+def test_frontier_groups_runs_by_size_and_by_epochs():
+    runs = [record(seed, 99.0, name, parameters=parameters, settings=accuracy.settings_of(name))
+            for name, parameters in (("width 6", 2_952), ("width 16", 19_712), ("chosen", 19_712), ("express", 19_712))
+            for seed in (1, 0)]
+    widths, epochs = accuracy.frontier(runs)
+    assert [(size, [(r["recipe"], r["seed"]) for r in group]) for size, group in widths.items()] == [
+        (2_952, [("width 6", 0), ("width 6", 1)]), (19_712, [("width 16", 0), ("width 16", 1)])]
+    assert [(n, group[0]["recipe"]) for n, group in epochs.items()] == [
+        (2, "express"), (10, "chosen"), (19, "width 16")]
 
 
 def test_candidates_change_a_recipe():

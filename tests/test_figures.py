@@ -5,16 +5,22 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.evidence import feature_maps
 from benchmarks.figures import (
     draw_pages,
+    plot_confidence,
     plot_confusion,
     plot_digits,
+    plot_frontier,
     plot_history,
+    plot_inside,
     plot_preparation,
     plot_recipes,
+    plot_robustness,
     plot_scaling,
     plot_seeds,
 )
+from model import Net
 from utils import prepare_digit
 
 plt.switch_backend("agg")
@@ -38,6 +44,9 @@ def test_history_digits_and_confusion(test_set):
     assert len(digits.axes) == 20
     named = plot_digits(test_set[0][:4], columns=2, row_names=["plain", "augmented"])
     assert [axis.get_ylabel() for axis in named.axes] == ["plain", "", "augmented", ""]
+    partly = plot_digits(test_set[0][:4], ["first", "second"], columns=2)
+    assert [axis.get_title() for axis in partly.axes] == ["first", "second", "", ""]
+    assert all(axis.has_data() for axis in partly.axes)
     plt.close("all")
 
 
@@ -89,4 +98,42 @@ def test_preparation_shows_each_step():
             assert np.array_equal(axis.images[0].get_array(), pixels)
         assert row[4].get_title() == "read as 3"
         assert [bar.get_height() for bar in row[4].patches] == pytest.approx([0.1] * 10)
+    plt.close("all")
+
+
+def test_frontier_shows_every_run_the_means_and_the_published_results():
+    public = [{"repository": "someone/mnist", "parameters": 7_884, "last_accuracy": 99.43}]
+    size, time = plot_frontier({2_952: runs(99.3, 99.5), 19_712: runs(99.6)}, {1: runs(99.2), 10: runs(99.6, 99.8)},
+                               public).axes
+    assert [list(values) for values in size.lines[0].get_data()] == [[2_952, 19_712], pytest.approx([99.4, 99.6])]
+    assert [list(values) for values in time.lines[0].get_data()] == [[1, 10], pytest.approx([99.2, 99.7])]
+    points = [tuple(point) for group in size.collections for point in group.get_offsets().tolist()]
+    assert points == [(2_952, 99.3), (2_952, 99.5), (19_712, 99.6), (7_884, 99.43)]
+    assert [text.get_text() for text in size.texts] == ["someone"]
+    plt.close("all")
+
+
+def test_robustness_has_a_panel_for_each_distortion_and_the_handwriting():
+    names = [f"distortion {n}" for n in range(6)]
+    result = {"strengths": [0, 1], "chosen": [99.6, 90.0], "original": [99.4, 80.0]}
+    figure = plot_robustness(dict.fromkeys(names, result), {"chosen": 93.25, "original": 88.0},
+                             {name: ("1", torch.rand(1, 28, 28)) for name in names})
+    assert [axis.get_xlabel() for axis in figure.axes[:6]] == names
+    assert [list(line.get_ydata()) for line in figure.axes[5].lines] == [[99.6, 90.0], [99.4, 80.0]]
+    assert [bar.get_height() for bar in figure.axes[6].patches] == [93.25, 88.0]
+    assert [axis.child_axes[0].get_title() for axis in figure.axes[:6]] == ["1"] * 6
+    plt.close("all")
+
+
+def test_confidence_and_the_inside():
+    reliability, rejection, images = plot_confidence([(0.5, 0.6, 10), (0.9, 1.0, 90)], torch.tensor([96.0, 99.9])).axes
+    assert [list(values) for values in reliability.lines[1].get_data()] == [[0.5, 0.9], [0.6, 1.0]]
+    assert [bar.get_height() for bar in images.patches] == [10, 90]
+    assert list(rejection.lines[0].get_xdata()) == [0, 50]
+    model = Net()
+    maps = feature_maps(model, torch.rand(1, 28, 28))
+    figure = plot_inside(model.stage1[0][0].weight.detach(), maps)
+    drawn = [axis for axis in figure.axes if axis.has_data()]
+    assert len(drawn) == 16 + 8 * 16 + 10
+    assert np.array_equal(figure.axes[-16].images[0].get_array(), maps["digits"][0])
     plt.close("all")
