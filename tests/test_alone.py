@@ -64,7 +64,7 @@ def test_every_cell_runs_again_in_the_same_folder(colab):
     printed = [*execute(colab, times=2), *execute(colab)]
     first, *again = (re.sub(r"\| +[\d.]+ s$|.*\r", "", text, flags=re.MULTILINE) for text in printed)
     assert again == [first, first]
-    for expected in ("recipe: 1 of 10 epochs", "photo.jpg is read as 7", "loaded from the file: accuracy 99."):
+    for expected in ("recipe: 1 of 10 epochs", "photo.jpg: read as 7", "loaded from the file: accuracy 99."):
         assert expected in first
     assert sorted(path.name for path in colab.iterdir()) == ["S6_MNIST", "S6_MNIST.ipynb"]
     clone = colab / "S6_MNIST"
