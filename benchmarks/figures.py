@@ -132,18 +132,18 @@ def draw_runs(axis: plt.Axes, groups: dict[int, list[dict]], label: str) -> None
 def plot_frontier(widths: dict[int, list[dict]], epochs: dict[int, list[dict]], public: list[dict]) -> Figure:
     """Draw accuracy against parameters, beside public results, and against the number of epochs.
 
-    `widths` has the runs by number of parameters, `epochs` by number of epochs; a public result has a `repository`,
-    whose owner stands beside the point, `parameters` and `last_accuracy`.
+    `widths` has the runs by number of parameters, `epochs` by number of epochs; a public result has `parameters` and
+    `last_accuracy`, and beside its point stands its number in the list, from 1.
     """
     figure, (size, time) = plt.subplots(1, 2, figsize=(12, 4.8), width_ratios=[3, 2], layout="constrained")
     draw_runs(size, widths, "this architecture: every run and the means")
     size.scatter([p["parameters"] for p in public], [p["last_accuracy"] for p in public], marker="x",
                  color="tab:orange", label="public results, one run each")
-    for point in public:
-        owner, place = point["repository"].split("/")[0], (point["parameters"], point["last_accuracy"])
-        size.annotate(owner, place, xytext=(4, 4), textcoords="offset points", fontsize=8, color="chocolate")
-    size.set_xlabel("parameters")
-    size.legend(loc="lower right")
+    for number, point in enumerate(public, start=1):
+        size.annotate(str(number), (point["parameters"], point["last_accuracy"]), xytext=(3, 3),
+                      textcoords="offset points", fontsize=8, color="saddlebrown")
+    size.set(xlabel="parameters", ylim=(98.65, 99.7))
+    size.legend(loc="lower left", fontsize=9)
     draw_runs(time, epochs, "every run and the means")
     time.set_xlabel("epochs, each number with its own schedule")
     time.legend(loc="lower right")

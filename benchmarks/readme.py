@@ -190,12 +190,12 @@ def least() -> str:
 def public() -> str:
     """Other people's results, with their sources."""
     rows = []
-    for p in accuracy.read_public():
+    for number, p in enumerate(accuracy.read_public(), start=1):
         address = f"https://github.com/{p['repository']}/blob/{p['commit']}/{p['path']}"
         source = f"[{p['repository']}]({address})" + (f", {p['note']}" if p["note"] else "")
-        rows.append([f"{p['parameters']:,}", f"{p['epochs']}", f"{p['last_accuracy']:.2f}", f"{p['best_accuracy']:.2f}",
-                     source])
-    return table(["parameters", "epochs", "last epoch (%)", "best epoch (%)", "source"], rows)
+        rows.append([f"{number}", f"{p['parameters']:,}", f"{p['epochs']}", f"{p['last_accuracy']:.2f}",
+                     f"{p['best_accuracy']:.2f}", source])
+    return table(["number", "parameters", "epochs", "last epoch (%)", "best epoch (%)", "source"], rows)
 
 
 def handwriting() -> str:

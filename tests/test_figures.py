@@ -102,14 +102,14 @@ def test_preparation_shows_each_step():
 
 
 def test_frontier_shows_every_run_the_means_and_the_published_results():
-    public = [{"repository": "someone/mnist", "parameters": 7_884, "last_accuracy": 99.43}]
+    public = [{"parameters": 7_884, "last_accuracy": 99.43}]
     size, time = plot_frontier({2_952: runs(99.3, 99.5), 19_712: runs(99.6)}, {1: runs(99.2), 10: runs(99.6, 99.8)},
                                public).axes
     assert [list(values) for values in size.lines[0].get_data()] == [[2_952, 19_712], pytest.approx([99.4, 99.6])]
     assert [list(values) for values in time.lines[0].get_data()] == [[1, 10], pytest.approx([99.2, 99.7])]
     points = [tuple(point) for group in size.collections for point in group.get_offsets().tolist()]
     assert points == [(2_952, 99.3), (2_952, 99.5), (19_712, 99.6), (7_884, 99.43)]
-    assert [text.get_text() for text in size.texts] == ["someone"]
+    assert [text.get_text() for text in size.texts] == ["1"]
     plt.close("all")
 
 
