@@ -51,10 +51,11 @@ def main() -> None:
                         store_widget_state=False, resources={"metadata": {"path": NOTEBOOK.parent}})
     try:
         client.execute()
-    except CellExecutionError as error:
-        sys.exit(f"{NOTEBOOK.name} was left as it was, since a cell failed:\n{error}")
-    except (KeyboardInterrupt, DeadKernelError, AssertionError):  # nbclient's ways to end after Ctrl-C
-        sys.exit(f"\n{NOTEBOOK.name} was left as it was, since the run was interrupted or its kernel died")
+    except (CellExecutionError, KeyboardInterrupt, DeadKernelError, AssertionError) as error:
+        # Ctrl-C ends a run in one of these ways; only in the first, another exception may be the cause
+        interrupted = getattr(error, "ename", "KeyboardInterrupt") == "KeyboardInterrupt"
+        reason = "the run was interrupted or its kernel died" if interrupted else f"a cell failed:\n{error}"
+        sys.exit(f"\n{NOTEBOOK.name} was left as it was, since {reason}")
     if not full:
         print(f"{NOTEBOOK.name} was left as it was, since EPOCHS shortened this run")
         return

@@ -82,7 +82,7 @@ def test_failure_to_fetch_names_the_remedy(colab, monkeypatch, failure):
         monkeypatch.setenv("PATH", str(colab))
     with pytest.raises(CellExecutionError) as error:
         execute(colab, cells=2)
-    assert error.value.ename == "SystemExit"
+    assert error.value.ename == "UsageError"
     assert "git could not fetch the files beside this notebook" in error.value.evalue
     assert "connect to the network, check that https://github.com/" in error.value.evalue
     assert [path.name for path in colab.iterdir()] == ["S6_MNIST.ipynb"]

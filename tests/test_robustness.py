@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks import robustness
+from benchmarks.accuracy import config_of, settings_of
 from benchmarks.robustness import DISTORTIONS, accuracy, digest
 from model import Net
 from utils import ROOT, load_run
@@ -40,8 +41,11 @@ def test_shift_moves_by_pixels_in_four_directions(images):
 def test_record_is_of_the_stored_network(images, test_set):
     model, _, run = load_run(ROOT / "S6_MNIST.pt")
     results = robustness.read_results()
-    assert results["weights"]["chosen"] == digest(model), "run 'python benchmarks/robustness.py'"
+    original, config, _ = load_run(robustness.ORIGINAL)
+    assert results["weights"] == {"chosen": digest(model), "original": digest(original)}, (
+        "run 'python benchmarks/robustness.py'")
     assert digest(model) != digest(Net())
+    assert config == config_of(settings_of("original"))
     for name, (strengths, _) in DISTORTIONS.items():
         result = results["distortions"][name]
         assert result["strengths"] == list(strengths)
