@@ -422,20 +422,21 @@ INK = 0.3  # share of the strongest contrast from which a pixel counts as ink; b
 def prepare_digit(image: Image.Image | np.ndarray | str | Path) -> dict[str, np.ndarray]:
     """Bring a photograph or drawing of one digit, on a plain background, to the form of MNIST's images.
 
-    `image` is a PIL image, an array (H, W) or (H, W, 3 or 4) with values up to 1 or up to 255, or a file; dark on
+    `image` is a PIL image, an array (H, W) or (H, W, 3 or 4) with values up to 1, 255 or 65,535, or a file; dark on
     light or light on dark. Returns the steps (H, W), in [0, 1]: the grey image; its ink, bright; the ink cut out; and,
     as LeCun, Cortes and Burges describe MNIST (yann.lecun.com/exdb/mnist), its longer side scaled to 20 pixels, and its
     centre of mass in the middle of 28×28 (14.5 pixels from the edge, as measured in MNIST itself). ValueError says what
-    makes an image unreadable.
+    makes an image unreadable, OSError that a file is none.
     """
     if isinstance(image, (str, Path)):
         image = Image.open(image)
-    elif not isinstance(image, Image.Image):
+    if not isinstance(image, Image.Image) or image.mode[0] in "IF":  # modes of more than 8 bits
         pixels = np.squeeze(np.asarray(image)).astype(float)
         colours = pixels.shape[2:] in ((), (3,), (4,))
         if pixels.size == 0 or pixels.ndim not in (2, 3) or not colours or not np.isfinite(pixels).all():
             raise ValueError(f"an array of shape {pixels.shape} is no image, which is (H, W) or (H, W, 3 or 4), finite")
-        image = Image.fromarray((pixels * (255 if pixels.max() <= 1 else 1)).clip(0, 255).astype(np.uint8))
+        top = next((top for top in (1, 255) if pixels.max() <= top), 65_535)
+        image = Image.fromarray((pixels / top * 255).clip(0, 255).astype(np.uint8))
     if not 0 < min(image.size) <= max(image.size) <= MAX_SIDE:
         raise ValueError(f"the image has {image.width}×{image.height} pixels; each side may have 1 to {MAX_SIDE:,}")
     image = ImageOps.exif_transpose(image).convert("RGBA")

@@ -220,7 +220,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N-1 (default: 3)")
     parser.add_argument("--first-seed", type=int, default=0, help="start at another seed")
     parser.add_argument("--split", action="store_true", help="train on 50,000 images, hold 10,000 out")
-    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="change fields of Config")
+    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE",
+                        help="change fields of Config; the values are JSON, like 0.1 or true")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs side by side (default: all cores)")
     options = parser.parse_args()
     names = [name for recipe in options.recipes or ABLATION

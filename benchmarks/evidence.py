@@ -16,7 +16,17 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from model import IMAGE_SHAPE, Net, count_parameters  # noqa: E402
-from utils import CPU_FEATURES, MAX_EPOCHS, MAX_PARAMETERS, TARGET, Config, has_bfloat16, write_whole  # noqa: E402
+from utils import (  # noqa: E402
+    CPU_FEATURES,
+    MAX_EPOCHS,
+    MAX_PARAMETERS,
+    TARGET,
+    Config,
+    has_bfloat16,
+    predict_digit,
+    prepare_digit,
+    write_whole,
+)
 
 
 def environment(device: torch.device) -> dict[str, str]:
@@ -122,6 +132,21 @@ def nearest(images: Tensor, digits: Tensor, train_images: Tensor, train_labels: 
     distances = torch.cdist(images.flatten(1).float(), train_images.flatten(1).float())
     distances[digits[:, None] != train_labels] = torch.inf
     return train_images[distances.argmin(1)]
+
+
+def read_pages(pages: dict, model: nn.Module) -> dict[str, tuple[dict, int, Tensor]]:
+    """Read each named image with `predict_digit`, print the answer, and return it with the steps of its preparation.
+
+    What cannot be read is said, and left out.
+    """
+    results = {}
+    for name, page in pages.items():
+        try:
+            results[name] = prepare_digit(page), *predict_digit(page, model)
+            print(f"{name}: read as {results[name][1]}")
+        except (ValueError, OSError) as error:
+            print(f"{name} cannot be read: {error}")
+    return results
 
 
 def save_run(path: str | Path, model: nn.Module, config: Config, history: list[dict]) -> None:

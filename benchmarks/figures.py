@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 
@@ -46,6 +47,9 @@ def plot_history(history: list[dict]) -> Figure:
         axis.plot(epochs, [row[f"train_{key}"] for row in history], "o--", label="training", markersize=4)
         axis.plot(epochs, [row[f"val_{key}"] for row in history], "o-", label="validation", markersize=4)
     loss.set_yscale("log")
+    loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    loss.yaxis.set_major_formatter("{x:g}")
+    loss.minorticks_off()
     accuracy.axhline(TARGET, color="black", linestyle=":", label=f"target {TARGET} %")
     accuracy.set_ylim(98, 100)
     rate.plot(epochs, [row["learning_rate"] for row in history], "o-", color="tab:green", markersize=4)
@@ -140,12 +144,13 @@ def plot_frontier(widths: dict[int, list[dict]], epochs: dict[int, list[dict]], 
     size.scatter([p["parameters"] for p in public], [p["last_accuracy"] for p in public], marker="x",
                  color="tab:orange", label="public results, one run each")
     for number, point in enumerate(public, start=1):
-        size.annotate(str(number), (point["parameters"], point["last_accuracy"]), xytext=(3, 3),
-                      textcoords="offset points", fontsize=8, color="saddlebrown")
-    size.set(xlabel="parameters", ylim=(98.65, 99.7))
+        size.annotate(str(number), (point["parameters"], point["last_accuracy"]), textcoords="offset points",
+                      xytext=(3, 3 if number % 2 else -9),  # neighbours in the list may be so in the figure
+                      fontsize=8, color="saddlebrown")
+    size.set_xlabel("parameters")
     size.legend(loc="lower left", fontsize=9)
     draw_runs(time, epochs, "every run and the means")
-    time.set_xlabel("epochs, each number with its own schedule")
+    time.set_xlabel("epochs, each number with its own schedule (1 and 2: own recipes)")
     time.legend(loc="lower right")
     return figure
 
@@ -167,10 +172,9 @@ def plot_robustness(distortions: dict[str, dict], other: dict[str, float],
     for x, (network, (_, color)) in enumerate(styles.items()):
         axis.text(x, other[network] - 5, f"{other[network]:.1f}", ha="center", va="top", color="white")
         axis.bar(x, other[network], color=color)
-    axis.set(xticks=range(len(styles)), xticklabels=styles, xlabel="other handwriting", xlim=(-0.6, 2.6))
+    axis.set(xticks=range(len(styles)), xticklabels=styles, xlabel="other handwriting")
     for axis, (title, image) in zip(axes.flat, examples.values(), strict=False):
-        inset = axis.inset_axes((0.72, 0.05, 0.26, 0.26) if axis is axes.flat[len(distortions)] else
-                                (0.37, 0.05, 0.26, 0.26))
+        inset = axis.inset_axes((0.37, 0.05, 0.26, 0.26))
         inset.imshow(image[0].numpy(), cmap="gray_r", vmin=0, vmax=1)
         inset.set(xticks=[], yticks=[])
         inset.set_title(title, fontsize=8, pad=2)
@@ -190,13 +194,14 @@ def plot_confidence(bins: list[tuple[float, float, int]], rest: Tensor) -> Figur
     figure, (reliability, rejection) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     said, was, counts = zip(*bins, strict=True)
     images = reliability.twinx()
-    images.bar(said, counts, width=0.05, color="lightgray", log=True)
-    images.set(ylim=(1, 10 * max(counts)), ylabel="test images (grey bars)")
+    images.bar(said, counts, width=0.04, color="lightgray", log=True)
+    images.set(ylim=(0.5, 10 * max(counts)), ylabel="test images (grey bars)")
     reliability.set_zorder(images.get_zorder() + 1)
     reliability.patch.set_visible(False)
     reliability.plot([0, 1], [0, 1], color="black", linestyle=":", label="as often right as the probability says")
     reliability.plot(said, was, "o-", label="this network")
-    reliability.set(xlabel="probability of the answer", ylabel="share of right answers", xlim=(0, 1.03), ylim=(0, 1.2))
+    reliability.set(xlabel="probability of the answer", ylabel="share of right answers", xlim=(0, 1.03), ylim=(0, 1.2),
+                    yticks=np.linspace(0, 1, 6))  # above 1 there is only the legend
     reliability.legend(loc="upper left")
     rejection.plot(100 * np.arange(len(rest)) / len(rest), rest.numpy())
     rejection.axhline(99.9, color="black", linestyle=":", label="99.9 %")

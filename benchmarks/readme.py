@@ -10,6 +10,7 @@ import json
 import re
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -78,14 +79,24 @@ def environment() -> str:
             f"torchvision {made['torchvision']}. Seed {config.seed}.")
 
 
-def digits() -> str:
-    """What the notebook printed about each digit."""
+def printed(words: str) -> str:
+    """What the notebook's cell that says these words printed."""
     cells = json.loads((ROOT / "S6_MNIST.ipynb").read_text(encoding="utf-8"))["cells"]
-    printed = ["".join(output.get("text", "")) for cell in cells for output in cell.get("outputs", [])]
-    found = [text for text in printed if "images are read correctly" in text]
+    outputs = ["".join(output.get("text", "")) for cell in cells for output in cell.get("outputs", [])]
+    found = [text for text in outputs if words in text]
     if not found:
         raise ValueError("the notebook holds no outputs: run 'python benchmarks/notebook.py' first")
     return "```\n" + found[0] + "```"
+
+
+def digits() -> str:
+    """How well each digit is read."""
+    return printed("images are read correctly")
+
+
+def confidence() -> str:
+    """How far the probabilities are off, and how many images would have to be rejected."""
+    return printed("expected calibration error")
 
 
 def runs_of(recipe: str, train_images: int = 60_000) -> list[dict]:
@@ -93,26 +104,38 @@ def runs_of(recipe: str, train_images: int = 60_000) -> list[dict]:
     return select(read_records(), recipe, train_images)
 
 
+def places(runs: list[dict]) -> str:
+    """Where runs were made: device, precision and version of PyTorch, each with the number of its runs."""
+    counts = Counter((re.sub(r",.*\)", ")", r["device"]), r["versions"]["precision"], r["versions"]["torch"])
+                     for r in runs)  # without the number of threads, which is 1 in all
+    made = [f"{n} on {device}, {precision}, torch {torch}" for (device, precision, torch), n in counts.most_common()]
+    return f"Of these runs, {'; '.join(made)}."
+
+
 def seeds() -> str:
     """Many seeds of the recipes that are trained on all images and scored on the test images."""
-    rows = []
+    rows, everything = [], []
     for recipe in ("chosen", "original", "express", "one epoch"):
         runs = runs_of(recipe)
+        everything += runs
         n, mean, sd, low, high = summarise(runs)
         rows.append([recipe, f"{runs[0]['settings']['epochs']}", f"{n}", f"**{mean:.3f} ± {sd:.3f}**", f"{low:.2f}",
                      f"{high:.2f}"])
-    return table(["recipe", "epochs", "seeds", "mean ± standard deviation (%)", "lowest", "highest"], rows)
+    header = ["recipe", "epochs", "seeds", "mean ± standard deviation (%)", "lowest", "highest"]
+    return f"{table(header, rows)}\n\n{places(everything)}"
 
 
 def spread() -> str:
-    """The two kinds of uncertainty, in one sentence."""
+    """What these runs say of the next one: where the stored run is, and the two kinds of uncertainty."""
     _, mean, sd, *_ = summarise(runs_of("chosen"))
     lowest = min(min(run["test_accuracy"][-3:]) for run in runs_of("chosen"))
-    error = sampling_error(mean)
-    return (f"No run of the chosen recipe is below {lowest:.2f} % in any of its last three epochs. From seed to seed "
-            f"its accuracy varies by {sd:.3f} points (standard deviation). Apart from that, the 10,000 test images are "
-            f"themselves a sample: another 10,000 such digits could move all its runs together by ±{error:.2f} points "
-            "(two binomial standard errors), which no number of seeds makes smaller.")
+    error, run = sampling_error(mean), stored_run()[2]
+    return (f"The stored run is not among these: it was made on {run['environment']['device']}, "
+            f"{run['environment']['precision']}, and ends at {run['history'][-1]['val_accuracy']:.2f} %. No run of the "
+            f"chosen recipe is below {lowest:.2f} % in any of its last three epochs. From seed to seed its accuracy "
+            f"varies by {sd:.3f} points (standard deviation). Apart from that, the 10,000 test images are themselves a "
+            f"sample: another 10,000 such digits could move all its runs together by ±{error:.2f} points (two binomial "
+            "standard errors), which no number of seeds makes smaller.")
 
 
 def held_out() -> str:
@@ -166,25 +189,30 @@ def small() -> str:
 
 def frontier() -> str:
     """Accuracy by number of parameters, and by number of epochs."""
-    tables = []
+    tables, everything = [], {}
     for groups, unit in zip(accuracy.frontier(read_records()), ("parameters", "epochs"), strict=True):
         rows = []
         for number, runs in groups.items():
+            everything.update({(run["recipe"], run["seed"]): run for run in runs})  # one group is in both tables
             n, mean, sd, low, high = summarise(runs)
             rows.append([f"{number:,}", runs[0]["recipe"], f"{n}", f"{mean:.3f} ± {sd:.3f}", f"{low:.2f}",
                          f"{high:.2f}"])
         tables.append(table([unit, "recipe", "seeds", "mean ± standard deviation (%)", "lowest", "highest"], rows))
-    return "\n\n".join(tables)
+    return "\n\n".join([*tables, places(list(everything.values()))])
 
 
 def least() -> str:
-    """The smallest network, and the fewest epochs, whose mean reaches the target."""
-    (size, small_runs), (epochs, fast_runs) = (
-        next((number, runs) for number, runs in groups.items() if summarise(runs).mean >= TARGET)
-        for groups in accuracy.frontier(read_records()))
-    return (f"The smallest network of this architecture whose mean reaches {TARGET} % has {size:,} parameters "
-            f"({accuracy.describe(small_runs).strip()}, in {MAX_EPOCHS - 1} epochs); the assignment's own needs "
-            f"{epochs} epochs ({accuracy.describe(fast_runs).strip()}).")
+    """The least parameters, and the fewest epochs, whose mean reaches the target, and how near the next less come."""
+    sentences = []
+    for groups, what in zip(accuracy.frontier(read_records()), (
+            f"Of the networks tried, all for {MAX_EPOCHS - 1} epochs, the smallest whose mean reaches {TARGET} % has "
+            "{:,} parameters", "The assignment's network takes {} epochs"), strict=True):
+        numbers = list(groups)
+        first = next(i for i, runs in enumerate(groups.values()) if summarise(runs).mean >= TARGET)
+        n, mean, sd, *_ = summarise(groups[numbers[first - 1]])
+        sentences.append(f"{what.format(numbers[first])} ({accuracy.describe(groups[numbers[first]]).strip()}); with "
+                         f"{numbers[first - 1]:,} it ends at {mean:.3f} %, with a standard error of {sd / n**0.5:.3f}.")
+    return " ".join(sentences)
 
 
 def public() -> str:
@@ -201,7 +229,7 @@ def public() -> str:
 def handwriting() -> str:
     """How the two networks read handwriting that is not MNIST."""
     percent = robustness.read_results()["load_digits"]
-    return (f"Of 1,797 digits from another collection, scanned at 8×8 pixels, the stored network reads "
+    return (f"Of 1,797 digits from another collection, reduced to 8×8 pixels, the stored network reads "
             f"{percent['chosen']:.1f} % correctly, the one of the original recipe {percent['original']:.1f} %.")
 
 
@@ -262,7 +290,7 @@ def trials() -> str:
 
 PAGES = {
     ROOT / "README.md": (claim, requirements_table, architecture, recipe, log, environment, seeds, spread, least,
-                         speed, digits, handwriting),
+                         speed, digits, confidence, handwriting),
     ROOT / "benchmarks" / "README.md": (held_out, ablation, few_epochs, trials, small, frontier, public, profile, muon,
                                         scaling),
 }

@@ -101,7 +101,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def other_handwriting() -> tuple[Tensor, Tensor]:
-    """The digits of scikit-learn's `load_digits`, 1,797 scans of 8×8 pixels, in the form of MNIST's images.
+    """The digits of scikit-learn's `load_digits`, 1,797 scans reduced to 8×8 pixels, in the form of MNIST's images.
 
     E. Alpaydin and C. Kaynak, "Optical recognition of handwritten digits", UCI Machine Learning Repository, 1998.
     """

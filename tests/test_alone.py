@@ -88,6 +88,18 @@ def test_failure_to_fetch_names_the_remedy(colab, monkeypatch, failure):
     assert [path.name for path in colab.iterdir()] == ["S6_MNIST.ipynb"]
 
 
+def test_failure_to_install_names_the_remedy(colab, monkeypatch):
+    """Where torchsummary is missing, and no package index can be reached."""
+    startup = colab.parent / "ipython" / "profile_default" / "startup" / "01-missing.py"
+    startup.write_text("import importlib.util\nimportlib.util.find_spec = lambda name: None")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_TARGET", str(colab.parent / "target"))  # does not count what is installed already
+    with pytest.raises(CellExecutionError) as error:
+        execute(colab, cells=3)
+    assert error.value.ename == "UsageError"
+    assert "pip could not install torchsummary: connect to the network" in error.value.evalue
+
+
 def test_downloaded_archive_needs_no_git(tmp_path, monkeypatch):
     """The unpacked archive of the repository, in a path with spaces, up to the training."""
     folder = tmp_path / "my courses" / "S6_MNIST main"

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.evidence import read_pages
 from benchmarks.figures import draw_pages
 from utils import MAX_SIDE, MEAN, ROOT, STD, load_run, predict_digit, prepare_digit
 
@@ -53,7 +54,8 @@ def test_every_kind_of_image(model, tmp_path):
         page.save(tmp_path / f"{name}.png")
         pixels, file = np.asarray(grey), tmp_path / f"{name}.png"
         kinds = [page, grey, clear, np.asarray(page), pixels, pixels / 255, pixels[None].astype(int), pixels > 150,
-                 torch.tensor(pixels)[None], 255 - pixels, file, str(file), page.resize((3000, 3000)),
+                 torch.tensor(pixels)[None], pixels * np.uint16(257), Image.fromarray(pixels * np.uint16(257)),
+                 Image.fromarray(pixels / np.float32(255)), 255 - pixels, file, str(file), page.resize((3000, 3000)),
                  page.resize((60, 60))]
         if name == "chalk":
             kinds.remove(clear)  # bright on transparent is bright on white: nothing to see
@@ -90,6 +92,19 @@ def test_stored_network_is_the_default():
 def test_what_is_no_digit_is_refused(image, message):
     with pytest.raises(ValueError, match=message):
         prepare_digit(image)
+
+
+def test_bad_pages_do_not_stop_the_others(model, tmp_path, capsys):
+    (tmp_path / "text.png").write_text("not a picture")
+    pages = {"blank": Image.new("L", (50, 50)), "text": tmp_path / "text.png", "marker": draw_pages()["marker"]}
+    results = read_pages(pages, model)
+    assert list(results) == ["marker"]
+    steps, digit, probabilities = results["marker"]
+    assert (list(steps)[-1], digit, len(probabilities)) == ("as in MNIST", 7, 10)
+    blank, text, marker = capsys.readouterr().out.splitlines()
+    assert blank.startswith("blank cannot be read: the image is uniform")
+    assert text.startswith("text cannot be read: cannot identify image file")
+    assert marker == "marker: read as 7"
 
 
 def test_file_that_is_no_image(tmp_path):
