@@ -145,12 +145,12 @@ def plot_frontier(widths: dict[int, list[dict]], epochs: dict[int, list[dict]], 
                  color="tab:orange", label="public results, one run each")
     for number, point in enumerate(public, start=1):
         size.annotate(str(number), (point["parameters"], point["last_accuracy"]), textcoords="offset points",
-                      xytext=(3, 3 if number % 2 else -9),  # neighbours in the list may be so in the figure
+                      xytext=(3, 3) if number % 2 else (-10, -9),  # neighbours in the list may be so in the figure
                       fontsize=8, color="saddlebrown")
     size.set_xlabel("parameters")
     size.legend(loc="lower left", fontsize=9)
     draw_runs(time, epochs, "every run and the means")
-    time.set_xlabel("epochs, each number with its own schedule (1 and 2: own recipes)")
+    time.set_xlabel("epochs, each number with its own schedule")
     time.legend(loc="lower right")
     return figure
 

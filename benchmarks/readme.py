@@ -243,8 +243,10 @@ def speed() -> str:
         rows.append([name, f"{epoch:.1f}", f"{measurements.TRAINING / train:,.0f}",
                      f"{measurements.TEST / evaluate:,.0f}"])
     header = ["pipeline", "seconds per epoch", "training (images/s)", "evaluation (images/s)"]
-    return "\n".join([table(header, rows), "", *measurements.ratios(pipelines), *measurements.describe_target(
-        measured["target"]), f"Measured on {pipelines['environment']['device']}; medians, ranges in brackets."])
+    made = pipelines["environment"]
+    where = f"Measured on {made['device']}, ours with {made['precision']}; medians, ranges in brackets."
+    return "\n".join([table(header, rows), "", *measurements.ratios(pipelines),
+                      *measurements.describe_target(measured["target"]), where])
 
 
 def profile() -> str:
