@@ -22,7 +22,7 @@ def copied_data(tmp_path, monkeypatch):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for archive in ARCHIVES.glob("*.gz"):
-        shutil.copy(archive, raw)
+        shutil.copyfile(archive, raw / archive.name)  # the copy may be written to, whatever the original allows
     monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
     return tmp_path
 
