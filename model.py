@@ -11,7 +11,7 @@ def conv_block(in_channels: int, out_channels: int, dropout: float | None = None
     """3×3 convolution → ReLU → BatchNorm → Dropout of whole channels, the last left out if `dropout` is None."""
     convolution = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=padding, bias=False)
     last = [] if dropout is None else [nn.Dropout2d(dropout)]
-    return nn.Sequential(convolution, nn.ReLU(), nn.BatchNorm2d(out_channels), *last)
+    return nn.Sequential(convolution, nn.ReLU(inplace=True), nn.BatchNorm2d(out_channels), *last)
 
 
 class Net(nn.Module):
@@ -28,7 +28,11 @@ class Net(nn.Module):
             conv_block(width, width),
             conv_block(width, 2 * width, dropout),
         )
-        self.transition = nn.Sequential(nn.Conv2d(2 * width, width, kernel_size=1), nn.ReLU(), nn.MaxPool2d(2))
+        self.transition = nn.Sequential(
+            nn.Conv2d(2 * width, width, kernel_size=1),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+        )
         self.stage2 = nn.Sequential(
             conv_block(width, width, dropout),
             conv_block(width, width, dropout, padding=1),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from handwriting import predict_digit, prepare_digit  # noqa: E402
 from model import IMAGE_SHAPE, Net, count_parameters  # noqa: E402
 from utils import (  # noqa: E402
     CPU_FEATURES,
@@ -23,8 +24,6 @@ from utils import (  # noqa: E402
     TARGET,
     Config,
     has_bfloat16,
-    predict_digit,
-    prepare_digit,
     write_whole,
 )
 
@@ -39,12 +38,12 @@ def environment(device: torch.device) -> dict[str, str]:
 
 
 def fingerprint() -> str:
-    """Twelve hexadecimal digits that change with model.py, utils.py or the code in the notebook beside them.
+    """Twelve hexadecimal digits that change with model.py, utils.py, handwriting.py or the code in the notebook.
 
     The notebook's first code cell, with the repository's name, does not count, so that a fork may change it.
     """
     cells = json.loads((ROOT / "S6_MNIST.ipynb").read_text(encoding="utf-8"))["cells"]
-    sources = [(ROOT / name).read_text(encoding="utf-8") for name in ("model.py", "utils.py")]
+    sources = [(ROOT / name).read_text(encoding="utf-8") for name in ("model.py", "utils.py", "handwriting.py")]
     sources += ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"][1:]
     return hashlib.sha256("\0".join(sources).encode()).hexdigest()[:12]
 

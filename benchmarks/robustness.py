@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from benchmarks.accuracy import build, config_of, settings_of  # noqa: E402
 from benchmarks.evidence import environment, save_run  # noqa: E402
+from handwriting import prepare_digit  # noqa: E402
 from model import IMAGE_SHAPE  # noqa: E402
 from utils import (  # noqa: E402
     MEAN,
@@ -34,7 +35,6 @@ from utils import (  # noqa: E402
     get_device,
     load_mnist,
     load_run,
-    prepare_digit,
     set_seed,
     write_whole,
 )

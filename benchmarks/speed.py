@@ -101,12 +101,13 @@ class Ours:
 
 
 class Resident(Loader):
-    """The same batch in every step, made once: no data work at all."""
+    """The same images in every step, made once: no data work at all."""
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if not hasattr(self, "batch"):
             self.batch = next(super().__iter__())
-        return iter([self.batch] * len(self))
+        full, rest = divmod(len(self.labels), self.batch_size)
+        return iter([self.batch] * full + [tuple(part[:rest] for part in self.batch)] * (rest > 0))
 
 
 class Limit(Ours):
@@ -145,7 +146,8 @@ def serve(name: str, options: dict, threads: int, pipe) -> None:
     torch.set_num_threads(threads)
     made = []
     data_seconds = timed(lambda: made.append(PIPELINES[name](**options)))
-    pipeline, first = made[0], PIPELINES[name](**{**options, "images": 64, "tests": 64})
+    pipeline = made[0]
+    first = PIPELINES[name](**{**options, "images": pipeline.config.batch_size, "tests": 64})
     pipe.send({"import": IMPORT_SECONDS, "data and network": data_seconds, "first step": timed(first.train)})
     del first
     while pipe.recv():
@@ -191,7 +193,7 @@ def measure_pipelines(repetitions: int) -> dict:
 
 def measure_profile(repetitions: int) -> dict:
     """Milliseconds (medians) of the parts of a step of ours, and of each layer run by itself on the step's images."""
-    ours = Ours(images=64 * repetitions, tests=64, config=Config(epochs=1, batch_size=64, plain=0))
+    ours = Ours(images=Config().batch_size * repetitions, tests=64, config=Config(epochs=1, plain=0))
     device, batches = next(ours.model.parameters()).device, iter(ours.loaders[0])
     precision = torch.autocast(device.type, dtype=torch.bfloat16, enabled=utils.has_bfloat16(device))
     chain = [layer for layer in ours.model.modules() if not list(layer.children())]
@@ -218,9 +220,10 @@ def measure_profile(repetitions: int) -> dict:
             seconds.append(after - before)
         for layer, (forward, backward) in zip(chain, layers.values(), strict=True):  # the network is one chain
             images = images.detach().requires_grad_(layer is not chain[0])
+            given = images.clone()  # since ReLU works in place
             start = clock()
             with precision:
-                images = layer(images)
+                images = layer(given)
             forward.append(clock() - start)
             gradient = torch.ones_like(images)
             backward.append(timed(lambda output=images, gradient=gradient: output.backward(gradient)))
@@ -344,7 +347,7 @@ def describe_target(measured: dict) -> list[str]:
 
 PARTS = {  # how each part is measured, in how many turns, and how it is told
     "pipelines": (measure_pipelines, 10, describe_pipelines),
-    "profile": (measure_profile, 100, describe_profile),
+    "profile": (measure_profile, 50, describe_profile),
     "scaling": (measure_scaling, 3, describe_scaling),
     "target": (measure_target, 1, describe_target),
 }

@@ -26,7 +26,7 @@ def test_summary_of_a_small_record():
 def test_selection_takes_one_run_a_seed_of_the_present_recipe():
     stale = {**SETTINGS, "learning_rate": 0.5}
     records = [record(1, 99.6), record(0, 99.5), record(2, 99.9, settings=stale), record(3, 99.9, train_images=50_000),
-               record(4, 99.9, recipe="original"), record(1, 99.7)]
+               record(4, 99.9, settings=accuracy.settings_of("original")), record(1, 99.7, "candidate")]
     runs = accuracy.select(records, "chosen", 60_000)
     assert [(r["seed"], r["test_accuracy"][-1]) for r in runs] == [(0, 99.5), (1, 99.7)]
 
@@ -67,14 +67,14 @@ def test_every_recipe_builds_its_network(recipe):
 
 
 def test_frontier_groups_runs_by_size_and_by_epochs():
+    sizes = {"width 6": 2_952, "width 16": 19_712, "10 epochs": 19_712, "express": 19_712}
     runs = [record(seed, 99.0, name, parameters=parameters, settings=accuracy.settings_of(name))
-            for name, parameters in (("width 6", 2_952), ("width 16", 19_712), ("chosen", 19_712), ("express", 19_712))
-            for seed in (1, 0)]
+            for name, parameters in sizes.items() for seed in (1, 0)]
     widths, epochs = accuracy.frontier(runs)
     assert [(size, [(r["recipe"], r["seed"]) for r in group]) for size, group in widths.items()] == [
         (2_952, [("width 6", 0), ("width 6", 1)]), (19_712, [("width 16", 0), ("width 16", 1)])]
     assert [(n, group[0]["recipe"]) for n, group in epochs.items()] == [
-        (2, "express"), (10, "chosen"), (19, "width 16")]
+        (2, "express"), (10, "10 epochs"), (19, "width 16")]
 
 
 def test_candidates_change_a_recipe():

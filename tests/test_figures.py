@@ -20,8 +20,8 @@ from benchmarks.figures import (
     plot_scaling,
     plot_seeds,
 )
+from handwriting import prepare_digit
 from model import Net
-from utils import prepare_digit
 
 plt.switch_backend("agg")
 

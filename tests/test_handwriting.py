@@ -7,7 +7,8 @@ from PIL import Image
 
 from benchmarks.evidence import read_pages
 from benchmarks.figures import draw_pages
-from utils import MAX_SIDE, MEAN, ROOT, STD, load_run, predict_digit, prepare_digit
+from handwriting import MAX_SIDE, predict_digit, prepare_digit
+from utils import MEAN, ROOT, STD, load_run
 
 
 @pytest.fixture(scope="module")

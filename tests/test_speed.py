@@ -73,12 +73,26 @@ def test_limit_does_no_data_work():
 
     counts = []
     for name in ("ours", "limit"):
-        made = speed.PIPELINES[name](images=256, tests=64, config=Config(epochs=1, plain=0))
+        made = speed.PIPELINES[name](images=256, tests=64, config=Config(epochs=1, batch_size=64, plain=0))
         with Copies() as copies:
             made.train()
         counts.append(copies.count)
     assert counts[0] > 8
     assert counts[1] <= 3
+
+
+def test_limit_has_as_many_images():
+    made = speed.PIPELINES["limit"](images=300, tests=64, config=Config(batch_size=128))
+    steps = list(made.loaders[0])
+    assert [len(labels) for _, labels in steps] == [len(images) for images, _ in steps] == [128, 128, 44]
+
+
+def test_profile_has_every_part_and_layer():
+    measured = speed.measure_profile(2)
+    assert list(measured["parts"]) == ["data", "forward", "backward", "optimisers", "average"]
+    assert len(measured["layers"]) == 32
+    assert min(*measured["parts"].values(), *(ms for layer in measured["layers"].values() for ms in layer)) > 0
+    assert len(speed.describe_profile(measured)) == 5 + 32
 
 
 def test_pipelines_take_turns_in_processes_of_their_own(capfd):
