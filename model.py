@@ -11,6 +11,7 @@ def conv_block(in_channels: int, out_channels: int, dropout: float | None = None
     """3×3 convolution → ReLU → BatchNorm → Dropout of whole channels, the last left out if `dropout` is None."""
     convolution = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=padding, bias=False)
     last = [] if dropout is None else [nn.Dropout2d(dropout)]
+    # ReLU works in place, which saves a pass through the memory: nothing else needs what the convolution returns
     return nn.Sequential(convolution, nn.ReLU(inplace=True), nn.BatchNorm2d(out_channels), *last)
 
 

@@ -67,7 +67,7 @@ def test_every_recipe_builds_its_network(recipe):
 
 
 def test_frontier_groups_runs_by_size_and_by_epochs():
-    sizes = {"width 6": 2_952, "width 16": 19_712, "10 epochs": 19_712, "express": 19_712}
+    sizes = {"width 6": 2_952, "width 16": 19_712, "10 epochs": 19_712, "express": 19_712, "chosen": 19_712}
     runs = [record(seed, 99.0, name, parameters=parameters, settings=accuracy.settings_of(name))
             for name, parameters in sizes.items() for seed in (1, 0)]
     widths, epochs = accuracy.frontier(runs)
