@@ -8,9 +8,9 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from model import IMAGE_SHAPE
-from utils import MEAN, ROOT, STD, load_run
+from utils import ROOT, load_run, normalise
 
-MAX_SIDE = 10_000  # pixels: larger images are refused rather than filling the memory
+MAX_SIDE = 9_000  # pixels: larger images are refused rather than filling the memory
 INK = 0.3  # share of the strongest contrast from which a pixel counts as ink; below lie paper, shadows and noise
 
 
@@ -24,7 +24,10 @@ def prepare_digit(image: Image.Image | np.ndarray | str | Path) -> dict[str, np.
     makes an image unreadable, OSError that a file is none.
     """
     if isinstance(image, (str, Path)):
-        image = Image.open(image)
+        try:
+            image = Image.open(image)
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"{image} has too many pixels ({error}): shrink it to sides up to {MAX_SIDE:,}") from error
     if not isinstance(image, Image.Image) or image.mode[0] in "IF":  # modes of more than 8 bits
         pixels = np.squeeze(np.asarray(image)).astype(float)
         colours = pixels.shape[2:] in ((), (3,), (4,))
@@ -64,5 +67,5 @@ def predict_digit(image: Image.Image | np.ndarray | str | Path, model: nn.Module
     pixels = torch.from_numpy(prepare_digit(image)["as in MNIST"]).view(1, *IMAGE_SHAPE)
     model = load_run(ROOT / "S6_MNIST.pt")[0] if model is None else model.eval()
     with torch.no_grad():
-        probabilities = model(((pixels - MEAN) / STD).to(next(model.parameters()).device)).softmax(1)[0].cpu()
+        probabilities = model(normalise(pixels).to(next(model.parameters()).device)).softmax(1)[0].cpu()
     return int(probabilities.argmax()), probabilities

@@ -23,6 +23,7 @@ from torchvision.datasets.utils import check_integrity, download_url
 from tqdm import tqdm
 
 from model import CLASSES, DROPOUT, IMAGE_SHAPE, Net
+from muon import Muon
 
 ROOT = Path(__file__).resolve().parent
 MEAN, STD = 0.1307, 0.3081  # of the training pixels in [0, 1]; the notebook measures them
@@ -128,6 +129,11 @@ def read_archive(path: Path, md5: str) -> Tensor:
     return torch.frombuffer(content, dtype=torch.uint8, offset=4 + 4 * content[3])  # the 4th byte counts dimensions
 
 
+def normalise(images: Tensor) -> Tensor:
+    """Bring float images in [0, 1] to the form that the network takes: over MNIST, mean 0 and standard deviation 1."""
+    return (images - MEAN) / STD
+
+
 def augment(images: Tensor, config: Config, generator: torch.Generator) -> Tensor:
     """Rotate, shear, scale and shift each of the float images (N, 1, H, W), whose background is 0, by its own amounts.
 
@@ -147,13 +153,17 @@ def augment(images: Tensor, config: Config, generator: torch.Generator) -> Tenso
 class Loader:
     """Batches of normalised images and their labels, made on the device that holds the whole data set.
 
+    `images` are uint8 (N, 1, 28, 28) and `labels` int64 (N,), as `load_mnist` returns them.
+
     A training loader shuffles and augments, differently in each `epoch` but always the same for the same epoch and
-    seed; an evaluation loader does neither. ValueError names labels that do not fit the images.
+    seed; an evaluation loader does neither. ValueError names images and labels that do not fit.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, config: Config, device: torch.device, train: bool) -> None:
         if len(images) != len(labels):
             raise ValueError(f"{len(images):,} images do not go with {len(labels):,} labels: each needs one")
+        if images.dtype != torch.uint8:
+            raise ValueError(f"the images are {images.dtype}; they must be torch.uint8, with values from 0 to 255")
         if labels.min() < 0 or labels.max() >= CLASSES:
             raise ValueError(f"labels run from {labels.min()} to {labels.max()}; they may run from 0 to {CLASSES - 1}")
         self.images, self.labels = images.to(device), labels.to(device)
@@ -173,7 +183,7 @@ class Loader:
             progress = (self.epoch - 1 + step / len(self)) / self.config.epochs
             if self.train and progress < 1 - self.config.plain:
                 images = augment(images, self.config, generator)
-            yield ((images - MEAN) / STD).to(memory_format=layout(images.device)), self.labels[chosen]
+            yield normalise(images).to(memory_format=layout(images.device)), self.labels[chosen]
 
 
 @torch.no_grad()
@@ -194,42 +204,6 @@ def update_average(pairs: list[tuple[Tensor, Tensor]], step: int, decay: float) 
 def rate_factor(progress: float, config: Config) -> float:
     """The learning rate, as a share of its peak, after the share `progress` of all steps."""
     return float(np.interp(progress, [0, config.warmup, 1], [config.first_rate, 1, config.last_rate]))
-
-
-class Muon(Optimizer):
-    """Momentum whose update of each weight, as a matrix (out, rest), is made orthogonal: no direction dominates it.
-
-    Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024, kellerjordan.github.io/posts/muon.
-    PyTorch's own Muon takes the matrices one by one; filled up with zeros to one batch, they take much less time.
-    """
-
-    def __init__(self, weights: list[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
-        super().__init__(weights, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        size = len(weights), max(len(w) for w in weights), max(w[0].numel() for w in weights)
-        self.state[weights[0]]["average"] = torch.zeros(size, device=weights[0].device)
-
-    def parts(self, matrices: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Each weight, with the part of the batch that is for it, in its shape."""
-        return [(w, matrix[:len(w), :w[0].numel()].unflatten(1, w.shape[1:]))
-                for w, matrix in zip(self.param_groups[0]["params"], matrices, strict=True)]
-
-    @torch.no_grad()
-    def step(self) -> None:
-        weights, rate, momentum, decay = (self.param_groups[0][name] for name in
-                                          ("params", "lr", "momentum", "weight_decay"))
-        average = self.state[weights[0]]["average"]
-        gradient = torch.zeros_like(average)
-        for weight, part in self.parts(gradient):
-            part.copy_(weight.grad)
-        average.lerp_(gradient, 1 - momentum)
-        update = gradient.lerp(average, momentum)  # Nesterov's look ahead
-        update /= update.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-        for _ in range(5):  # Newton and Schulz's iteration brings all singular values near 1, with Jordan's factors
-            square = update @ update.mT
-            update = 3.4445 * update + (2.0315 * square @ square - 4.775 * square) @ update
-        for weight, part in self.parts(update):
-            tallness = max(1, len(weight) / weight[0].numel())
-            weight.mul_(1 - rate * decay).add_(part, alpha=-rate * tallness**0.5)
 
 
 def make_optimizers(model: nn.Module, config: Config, steps: int) -> list[tuple[Optimizer, LRScheduler]]:
@@ -280,7 +254,8 @@ def check_losses(losses: Tensor, loader: Loader) -> float:
         step = bad[0].item()
         raise FloatingPointError(
             f"the training loss became {losses[step].item()} in epoch {loader.epoch}, step {step + 1} of "
-            f"{len(loader)}: try a smaller learning_rate than {loader.config.learning_rate}")
+            f"{len(loader)}: try a smaller learning_rate than {loader.config.learning_rate}, or "
+            f"other_rate than {loader.config.other_rate}")
     return losses.sum().item()
 
 
@@ -331,7 +306,9 @@ def load_checkpoint(path: str | Path, parts: list, loader: Loader) -> list[dict]
         print(f"{path} is damaged ({type(error).__name__}) and now named {damaged.name}: training starts afresh")
         return []
     if saved != loader.config:
-        raise ValueError(f"{path} is of another recipe than this run: remove it, or name another checkpoint")
+        changed = [f"{name} was {value} and is {getattr(loader.config, name)}" for name, value in asdict(saved).items()
+                   if value != getattr(loader.config, name)]
+        raise ValueError(f"{path} is of another recipe ({', '.join(changed)}): remove it, or name another checkpoint")
     for part, values in zip(parts, state["parts"], strict=True):
         part.load_state_dict(values)
     random_stream(loader.images.device).set_rng_state(state["random"])

@@ -28,12 +28,11 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from benchmarks.evidence import environment  # noqa: E402
-from model import CLASSES, Net, count_parameters  # noqa: E402
+from model import CLASSES, WIDTH, Net, count_parameters  # noqa: E402
 from utils import MAX_EPOCHS, Config, Loader, evaluate, fit, load_mnist, set_seed  # noqa: E402
 
 RECORDS = ROOT / "benchmarks" / "results" / "accuracy.jsonl"
 PUBLIC = ROOT / "benchmarks" / "results" / "public.json"
-WIDTH = 16  # of the assignment's network
 CONSTANT_RATE = {"warmup": 0, "first_rate": 1, "last_rate": 1}
 NO_AUGMENTATION = {"rotation": 0, "shift": 0, "scale": 0, "shear": 0}
 
@@ -216,6 +215,16 @@ def sampling_error(accuracy: float, images: int = 10_000) -> float:
     return 200 * (share * (1 - share) / images) ** 0.5
 
 
+def is_setting(text: str) -> bool:
+    """Whether a text has the form FIELD=VALUE, with a value in JSON."""
+    name, _, value = text.partition("=")
+    try:
+        json.loads(value)
+    except json.JSONDecodeError:
+        return False
+    return bool(name)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("recipes", nargs="*", metavar="RECIPE",
@@ -227,6 +236,11 @@ def main() -> None:
                         help="change fields of Config; the values are JSON, like 0.1 or true")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs side by side (default: all cores)")
     options = parser.parse_args()
+    for name, least in ("seeds", 1), ("first_seed", 0), ("processes", 1):
+        if getattr(options, name) < least:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be at least {least}")
+    if wrong := [text for text in options.set if not is_setting(text)]:
+        parser.error(f"--set {wrong[0]}: write FIELD=VALUE with a value in JSON, like dropout=0.1 or muon=false")
     names = [name for recipe in options.recipes or ABLATION
              for name in (FRONTIER if recipe == "frontier" else [recipe])]
     recipes = [", ".join([recipe, *options.set]) for recipe in names]

@@ -38,12 +38,13 @@ def environment(device: torch.device) -> dict[str, str]:
 
 
 def fingerprint() -> str:
-    """Twelve hexadecimal digits that change with model.py, utils.py, handwriting.py or the code in the notebook.
+    """Twelve hexadecimal digits that change with the modules named here or the code in the notebook.
 
     The notebook's first code cell, with the repository's name, does not count, so that a fork may change it.
     """
     cells = json.loads((ROOT / "S6_MNIST.ipynb").read_text(encoding="utf-8"))["cells"]
-    sources = [(ROOT / name).read_text(encoding="utf-8") for name in ("model.py", "utils.py", "handwriting.py")]
+    modules = "model.py", "muon.py", "utils.py", "handwriting.py"
+    sources = [(ROOT / name).read_text(encoding="utf-8") for name in modules]
     sources += ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"][1:]
     return hashlib.sha256("\0".join(sources).encode()).hexdigest()[:12]
 

@@ -144,13 +144,13 @@ def plot_frontier(widths: dict[int, list[dict]], epochs: dict[int, list[dict]], 
     size.scatter([p["parameters"] for p in public], [p["last_accuracy"] for p in public], marker="x",
                  color="tab:orange", label="public results, one run each")
     for number, point in enumerate(public, start=1):
+        side, align = (4, "left") if number % 2 else (-4, "right")  # neighbours in the list may be so in the figure
         size.annotate(str(number), (point["parameters"], point["last_accuracy"]), textcoords="offset points",
-                      xytext=(3, 3) if number % 2 else (-10, -9),  # neighbours in the list may be so in the figure
-                      fontsize=8, color="saddlebrown")
+                      xytext=(side, 3), ha=align, fontsize=8, color="saddlebrown")
     size.set_xlabel("parameters")
     size.legend(loc="lower left", fontsize=9)
     draw_runs(time, epochs, "every run and the means")
-    time.set_xlabel("epochs, each number with its own schedule")
+    time.set_xlabel("epochs (1 and 2 with recipes of their own)")
     time.legend(loc="lower right")
     return figure
 
@@ -231,20 +231,24 @@ def plot_inside(kernels: Tensor, maps: dict[str, Tensor]) -> Figure:
 
 def plot_scaling(groups: dict[str, tuple[dict[str, dict], float]]) -> Figure:
     """Draw seconds and peak memory of training against each of several sizes; each group comes with its slope."""
-    figure, axes = plt.subplots(1, len(groups), figsize=(12, 3.6), layout="constrained")
-    for axis, (title, (points, slope)) in zip(axes, groups.items(), strict=True):
-        sizes, memory = [int(n) for n in points], axis.twinx()
-        seconds = [statistics.median(p["seconds"]) for p in points.values()]
-        axis.loglog(sizes, seconds, "o-", color="tab:blue")
-        memory.loglog(sizes, [p["peak_memory"] or math.nan for p in points.values()], "s--", color="tab:orange")
-        memory.set_ylim(100, 10_000)
-        axis.set(xlabel=title, title=f"slope of the seconds: {slope:.2f}")
-        axis.set_xticks(sizes, [f"{n:,}" for n in sizes])
-        axis.set_yticks(seconds[::2], [f"{s:.2g}" for s in seconds[::2]])  # every other one: they may stand close
-        axis.minorticks_off()
-        axis.set_ylabel("seconds", color="tab:blue")
-        memory.set_ylabel("peak memory (MiB)", color="tab:orange")
-        axis.grid(alpha=0.3, which="both")
+    figure, axes = plt.subplots(2, len(groups), figsize=(12, 6), sharex="col", layout="constrained")
+    for (above, below), (title, (points, slope)) in zip(axes.T, groups.items(), strict=True):
+        sizes = [int(n) for n in points]
+        for axis, values, style in (
+                (above, [statistics.median(p["seconds"]) for p in points.values()], "o-"),
+                (below, [p["peak_memory"] or math.nan for p in points.values()], "s-")):
+            axis.loglog(sizes, values, style, color="tab:blue" if axis is above else "tab:orange")
+            for n, value in zip(sizes, values, strict=True):
+                axis.annotate(f"{value:#.3g}" if value < 100 else f"{value:,.0f}", (n, value), xytext=(0, 7),
+                              textcoords="offset points", ha="center", bbox={"color": "white", "alpha": 0.6, "pad": 0})
+            axis.margins(0.12, 0.2)
+            axis.set_xticks(sizes, [f"{n:,}" for n in sizes])
+            axis.set_yticks([])
+            axis.minorticks_off()
+        above.set_title(f"slope {slope:.2f}")
+        below.set_xlabel(title)
+    axes[0, 0].set_ylabel("seconds (logarithmic)")
+    axes[1, 0].set_ylabel("peak memory (MiB, logarithmic)")
     return figure
 
 

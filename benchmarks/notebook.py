@@ -4,6 +4,7 @@ The file is replaced only after every cell of a full run has passed. After a fai
 environment variable EPOCHS shortens, it stays as it was.
 """
 
+import argparse
 import base64
 import io
 import sys
@@ -16,7 +17,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from utils import Config, config_from_environment  # noqa: E402
+from utils import Config, config_from_environment, write_whole  # noqa: E402
 
 NOTEBOOK = ROOT / "S6_MNIST.ipynb"
 
@@ -41,6 +42,7 @@ def shrink_figures(notebook: nbformat.NotebookNode) -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     try:
         full = config_from_environment() == Config()
     except ValueError as error:
@@ -60,9 +62,7 @@ def main() -> None:
         print(f"{NOTEBOOK.name} was left as it was, since EPOCHS shortened this run")
         return
     shrink_figures(notebook)
-    part = NOTEBOOK.with_suffix(".part")
-    nbformat.write(notebook, part)
-    part.replace(NOTEBOOK)
+    write_whole(NOTEBOOK, lambda part: nbformat.write(notebook, part))
     print(f"{NOTEBOOK.name} now holds the outputs of this run")
 
 

@@ -7,6 +7,7 @@ The original recipe's network is trained first, unless results/original.pt holds
 from the last epoch. The results take the place of the last ones in results/robustness.json.
 """
 
+import argparse
 import hashlib
 import json
 import math
@@ -28,13 +29,12 @@ from benchmarks.evidence import environment, save_run  # noqa: E402
 from handwriting import prepare_digit  # noqa: E402
 from model import IMAGE_SHAPE  # noqa: E402
 from utils import (  # noqa: E402
-    MEAN,
-    STD,
     Loader,
     fit,
     get_device,
     load_mnist,
     load_run,
+    normalise,
     set_seed,
     write_whole,
 )
@@ -96,7 +96,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     device = next(model.parameters()).device
     model.eval()
     with torch.no_grad():
-        logits = [model(part.to(device)).cpu() for part in ((images - MEAN) / STD).split(200)]
+        logits = [model(part.to(device)).cpu() for part in normalise(images).split(200)]
     return 100 * (torch.cat(logits).argmax(1) == labels).float().mean().item()
 
 
@@ -147,6 +147,7 @@ def read_results() -> dict:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     device = get_device()
     other_handwriting()  # if something is missing, say so before the training
     if not ORIGINAL.exists():

@@ -84,6 +84,22 @@ def test_candidates_change_a_recipe():
         accuracy.settings_of("chosen, dropout=2")
 
 
+@pytest.mark.parametrize(("options", "message"), [
+    (["chosn"], "'chosn' is no recipe"),
+    (["chosen", "--set", "dropout"], "--set dropout: write FIELD=VALUE with a value in JSON"),
+    (["chosen", "--set", "dropout=high"], "--set dropout=high: write FIELD=VALUE"),
+    (["chosen", "--set", "droput=0.1"], "droput"),
+    (["chosen", "--seeds", "0"], "--seeds is 0; it must be at least 1"),
+    (["chosen", "--first-seed", "-1"], "--first-seed is -1; it must be at least 0"),
+    (["chosen", "--processes", "0"], "--processes is 0; it must be at least 1"),
+])
+def test_wrong_options_are_named(options, message, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["accuracy.py", *options])
+    with pytest.raises(SystemExit, match="2"):
+        accuracy.main()
+    assert message in capsys.readouterr().err
+
+
 def test_a_run_is_recorded_whole(monkeypatch, train_set, test_set, capsys):
     monkeypatch.setitem(accuracy.RECIPES, "tiny", {"epochs": 2, "batch_size": 100})
     small = {True: [t[:1200] for t in train_set], False: [t[:500] for t in test_set]}

@@ -80,10 +80,12 @@ def test_published_sums_are_those_that_are_checked():
         assert f"`{name}` | {(ARCHIVES / name).stat().st_size:,} | {md5} |" in text
 
 
-def test_loader_refuses_labels_that_do_not_fit(train_set):
+def test_loader_refuses_what_does_not_fit(train_set):
     images, labels = train_set[0][:10], train_set[1][:10]
     with pytest.raises(ValueError, match="10 images do not go with 9 labels"):
         Loader(images, labels[:9], Config(), CPU, train=True)
+    with pytest.raises(ValueError, match=r"the images are torch\.float32; they must be torch\.uint8"):
+        Loader(images.float() / 255, labels, Config(), CPU, train=False)
     with pytest.raises(ValueError, match="labels run from 10 to 10; they may run from 0 to 9"):
         Loader(images, torch.full((10,), 10), Config(), CPU, train=True)
 
@@ -157,7 +159,7 @@ def test_scale_is_a_share_of_the_size():
 
 
 def test_shift_is_what_it_says(train_set):
-    """The centre of mass moves by up to shift × 28 pixels along each axis, and by nothing else."""
+    """The centre of mass moves by up to shift × 28 pixels along each axis, and the ink stays the same."""
     images = train_set[0][:2000].float() / 255
     config = Config(**{**STILL, "shift": 0.05})
     line = torch.arange(28.0)
@@ -166,8 +168,12 @@ def test_shift_is_what_it_says(train_set):
         mass = batch.sum(dim=(1, 2, 3))
         return torch.stack([(batch.sum(dim=(1, axis)) * line).sum(1) / mass for axis in (2, 3)])
 
-    moved = (centres(augment(images, config, torch.Generator())) - centres(images)).abs()
+    shifted = augment(images, config, torch.Generator())
+    moved = (centres(shifted) - centres(images)).abs()
     assert moved.max() == pytest.approx(0.05 * 28, abs=0.1)
+    kept = shifted.sum(dim=(1, 2, 3)) / images.sum(dim=(1, 2, 3))
+    assert kept.quantile(torch.tensor([0.05, 0.5, 1.0])).tolist() == pytest.approx([1, 1, 1], abs=1e-3)
+    assert kept.min() > 0.95  # few digits are so near an edge that some of their ink is lost
 
 
 def test_training_batches_are_shuffled_whole_and_reproducible(train_set):

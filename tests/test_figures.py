@@ -59,7 +59,8 @@ def test_scaling_shows_seconds_and_memory():
     seconds, _, memory, _ = plot_scaling({"batch size": (points, 1.0), "width": (points, 2.0)}).axes
     assert [list(values) for values in seconds.lines[0].get_data()] == [[10, 20], [2, 4]]
     assert memory.lines[0].get_ydata()[0] == 500
-    assert [seconds.get_xlabel(), seconds.get_title()] == ["batch size", "slope of the seconds: 1.00"]
+    assert [memory.get_xlabel(), seconds.get_title()] == ["batch size", "slope 1.00"]
+    assert [text.get_text() for text in seconds.texts] == ["2.00", "4.00"]
     plt.close("all")
 
 

@@ -88,7 +88,7 @@ def test_stored_network_is_the_default():
     (np.full((28, 28), 7.0), "uniform: its strongest contrast is 0%"),
     (Image.new("RGB", (100, 100), "white"), "uniform"),
     (Image.fromarray(np.arange(100, 120, dtype=np.uint8).reshape(4, 5)), "ink needs 10 %"),
-    (Image.new("L", (MAX_SIDE + 1, 2)), r"10001×2 pixels; each side may have 1 to 10,000"),
+    (Image.new("L", (MAX_SIDE + 1, 2)), r"9001×2 pixels; each side may have 1 to 9,000"),
 ])
 def test_what_is_no_digit_is_refused(image, message):
     with pytest.raises(ValueError, match=message):
@@ -114,3 +114,11 @@ def test_file_that_is_no_image(tmp_path):
     (tmp_path / "text.png").write_text("not a picture")
     with pytest.raises(OSError, match=r"text\.png"):
         prepare_digit(tmp_path / "text.png")
+
+
+def test_photo_with_too_many_pixels_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "photo.png"
+    Image.new("L", (300, 200), "white").save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)  # Pillow refuses twice as many
+    with pytest.raises(ValueError, match=r"photo\.png has too many pixels .*: shrink it to sides up to 9,000"):
+        prepare_digit(path)

@@ -1,5 +1,6 @@
 """The stored notebook is one clean full run of the code beside it, and the pages around it hold together."""
 
+import importlib
 import json
 import os
 import re
@@ -106,6 +107,15 @@ def test_ci_runs_the_command_of_the_readme():
     command = next(line for line in script.splitlines() if line.startswith("python3 -m venv"))
     assert f"```\n{command}\n```" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert "bash .ci/run" in (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", ["accuracy", "notebook", "readme", "robustness", "speed"])
+def test_help_starts_nothing(command, monkeypatch, capsys):
+    module = importlib.import_module(f"benchmarks.{command}")
+    monkeypatch.setattr("sys.argv", [f"{command}.py", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        module.main()
+    assert f"usage: {command}.py" in capsys.readouterr().out
 
 
 def test_only_a_full_run_replaces_the_notebook(tmp_path):

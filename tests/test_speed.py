@@ -42,7 +42,7 @@ def test_time_to_the_target():
                 "express": [epochs(99.2, 99.4, seconds=5.0), epochs(99.2, 99.4, seconds=7.0)]}
     (line,) = speed.describe_target(measured)
     assert "first reaches 99.4 % in 3 epochs, which take 180 s" in line
-    assert "ends at 99.40 % and 99.40 % after 12 s: 15.0 times as fast" in line
+    assert "ends at 99.40 % after 2 epochs and 12 s: 15.0 times as fast, with 1.5 times fewer epochs, each 10.0" in line
     measured["conventional"][0].pop()
     assert "does not reach 99.4 % in 2 epochs" in speed.describe_target(measured)[0]
 

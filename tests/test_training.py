@@ -18,6 +18,7 @@ import utils
 from benchmarks.evidence import requirements, save_run
 from benchmarks.figures import plot_history
 from model import IMAGE_SHAPE, Net
+from muon import Muon
 from utils import (
     ROOT,
     Config,
@@ -213,7 +214,7 @@ def test_muon_agrees_with_the_one_of_pytorch():
     options = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1}
     ours, theirs = ([p.detach().clone() for p in layers] for _ in range(2))
     matrices = [torch.nn.Parameter(p.flatten(1)) for p in theirs]
-    first, second = utils.Muon(ours, **options), torch.optim.Muon(matrices, **options)
+    first, second = Muon(ours, **options), torch.optim.Muon(matrices, **options)
     for step in gradients:
         for weight, matrix, gradient in zip(ours, matrices, step, strict=True):
             weight.grad, matrix.grad = gradient, gradient.flatten(1)
@@ -358,7 +359,7 @@ def test_unfit_checkpoint_is_not_used(small_loaders, tmp_path, capsys):
     path = tmp_path / "run.checkpoint"
 
     train(small_loaders, on_epoch=interrupt, checkpoint=path)
-    with pytest.raises(ValueError, match=r"run\.checkpoint is of another recipe"):
+    with pytest.raises(ValueError, match=r"run\.checkpoint is of another recipe \(epochs was 2 and is 3\)"):
         train(small_loaders, Config(epochs=3, batch_size=50), checkpoint=path)
 
     class Harm:
