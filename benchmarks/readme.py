@@ -110,8 +110,10 @@ def places(runs: list[dict]) -> str:
     """Where runs were made: device, precision and version of PyTorch, each with the number of its runs."""
     counts = Counter((re.sub(r",.*\)", ")", r["device"]), r["versions"]["precision"], r["versions"]["torch"])
                      for r in runs)  # without the number of threads, which is 1 in all
-    made = [f"{n} on {device}, {precision}, torch {torch}" for (device, precision, torch), n in counts.most_common()]
-    return f"Of these runs, {'; '.join(made)}."
+    made = {f"{device}, {precision}, torch {torch}": n for (device, precision, torch), n in counts.most_common()}
+    if len(made) == 1:
+        return f"All these runs were made on {next(iter(made))}."
+    return f"Of these runs, {'; '.join(f'{n} on {place}' for place, n in made.items())}."
 
 
 def by_precision(runs: list[dict]) -> dict[str, list[dict]]:
