@@ -50,7 +50,8 @@ def main() -> None:
     sys.stdout.reconfigure(errors="replace")  # a redirected Windows console may not know the bar's characters
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     client = LiveClient(notebook, timeout=None, kernel_name="python3", coalesce_streams=True, record_timing=False,
-                        store_widget_state=False, resources={"metadata": {"path": NOTEBOOK.parent}})
+                        store_widget_state=False, resources={"metadata": {"path": NOTEBOOK.parent}},
+                        extra_arguments=["--log-level=40"])  # errors only: new kernels warn of local connections
     try:
         client.execute()
     except (CellExecutionError, KeyboardInterrupt, DeadKernelError, AssertionError) as error:

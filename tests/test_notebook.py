@@ -141,6 +141,7 @@ def test_only_a_full_run_replaces_the_notebook(tmp_path):
     path.write_text(json.dumps(book))
     run = subprocess.run([sys.executable, runner], capture_output=True, text=True, env=full)
     assert run.returncode == 0, run.stderr
+    assert "WARNING" not in run.stdout + run.stderr
     assert run.stdout.startswith("first\n0\n1\n2\nthird")
     assert [len(cell["outputs"]) for cell in json.loads(path.read_text())["cells"]] == [1, 1, 1]
 
