@@ -285,6 +285,8 @@ def speed() -> str:
     header = ["pipeline", "seconds per epoch", "training (images/s)", "evaluation (images/s)"]
     return "\n".join([table(header, rows), "", *measurements.ratios(pipelines),
                       f"Medians, ranges in brackets; {measured_on('pipelines')}.", "",
+                      *measurements.describe_workers(measured["workers"]),
+                      f"This was measured on {measured['workers']['environment']['device']}.", "",
                       *measurements.describe_target(measured["target"]), f"This was {measured_on('target')}."])
 
 

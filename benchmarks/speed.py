@@ -49,16 +49,17 @@ SIZES = {  # what `measure_scaling` varies, and the options of `Ours` that go wi
 
 
 class Conventional:
-    """A common pipeline: a DataLoader in the main process, its default, reads one PIL image at a time; float32, SGD."""
+    """A common pipeline: a DataLoader reads one PIL image at a time, by default in the main process; float32, SGD."""
 
-    def __init__(self, images: int, tests: int) -> None:
+    def __init__(self, images: int, tests: int, workers: int = 0) -> None:
         self.config = config_of(settings_of("original"))
         normalise = [transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))]
         rotate = transforms.RandomRotation((-self.config.rotation, self.config.rotation))
         self.loaders = []
         for train, number, steps in (True, images, [rotate, *normalise]), (False, tests, normalise):
             dataset = Subset(MNIST(ROOT / "data", train, transforms.Compose(steps), download=True), range(number))
-            self.loaders.append(DataLoader(dataset, self.config.batch_size, shuffle=train))
+            self.loaders.append(DataLoader(dataset, self.config.batch_size, shuffle=train, num_workers=workers,
+                                           persistent_workers=workers > 0))
         self.device = utils.get_device()
         self.model = Net(dropout=self.config.dropout).to(self.device)
         self.optimizer = torch.optim.SGD(self.model.parameters(), self.config.learning_rate, self.config.momentum)
@@ -157,26 +158,30 @@ def serve(name: str, options: dict, threads: int, pipe) -> None:
 
 def take_turns(jobs: dict[str, tuple[str, dict]], repetitions: int, title: str) -> dict[str, dict]:
     """Let pipelines, given by name and options, run in turn; return the start-up, the seconds and the peak of each."""
-    context, workers, results = multiprocessing.get_context("spawn"), {}, {}
+    context, processes, results = multiprocessing.get_context("spawn"), {}, {}
     os.environ["TQDM_DISABLE"] = "1"  # in the processes
-    for key, (name, options) in jobs.items():
-        pipe, other = context.Pipe()
-        arguments = name, options, torch.get_num_threads(), other
-        workers[key] = pipe, context.Process(target=serve, args=arguments, daemon=True)
-        workers[key][1].start()
-        other.close()  # so that a process that dies is noticed
-        results[key] = {"start": pipe.recv(), "train": [], "evaluate": []}
-    for turn in tqdm(range(repetitions + 1), desc=title, file=sys.stdout):
-        for key, (pipe, _) in workers.items():
-            pipe.send(True)
-            seconds = pipe.recv()
-            if turn:  # the first turn warms up
-                for part, value in seconds.items():
-                    results[key][part].append(round(value, 4))
-    for key, (pipe, process) in workers.items():
-        pipe.send(False)
-        results[key]["peak_memory"] = pipe.recv()
-        process.join()
+    try:
+        for key, (name, options) in jobs.items():
+            pipe, other = context.Pipe()
+            arguments = name, options, torch.get_num_threads(), other
+            processes[key] = pipe, context.Process(target=serve, args=arguments)
+            processes[key][1].start()
+            other.close()  # so that a process that dies is noticed
+            results[key] = {"start": pipe.recv(), "train": [], "evaluate": []}
+        for turn in tqdm(range(repetitions + 1), desc=title, file=sys.stdout):
+            for key, (pipe, _) in processes.items():
+                pipe.send(True)
+                seconds = pipe.recv()
+                if turn:  # the first turn warms up
+                    for part, value in seconds.items():
+                        results[key][part].append(round(value, 4))
+        for key, (pipe, process) in processes.items():
+            pipe.send(False)
+            results[key]["peak_memory"] = pipe.recv()
+            process.join()
+    finally:
+        for _, process in processes.values():
+            process.kill()  # what an error or Ctrl-C has left
     return results
 
 
@@ -189,6 +194,14 @@ def measure_pipelines(repetitions: int) -> dict:
         for part in "train", "evaluate":
             result[part] = [10 * seconds for seconds in result[part]]
     return results
+
+
+def measure_workers(repetitions: int) -> dict:
+    """The conventional pipeline whose images are read in the main process, beside that with a worker for each core."""
+    images, tests, number = TRAINING // 10, TEST // 10, torch.get_num_threads()
+    jobs = {key: ("conventional", {"images": images, "tests": tests, "workers": workers})
+            for key, workers in (("without", 0), ("with", number))}
+    return {"workers": number, **take_turns(jobs, repetitions, "workers")}
 
 
 def measure_profile(repetitions: int) -> dict:
@@ -316,6 +329,13 @@ def ratios(measured: dict) -> list[str]:
             "Training takes {:.0f} % of the time of the limit ({:.0f} to {:.0f} %).".format(*near)]
 
 
+def describe_workers(measured: dict) -> list[str]:
+    """What worker processes make of a conventional epoch."""
+    share = (100 * quotient for quotient in ratio(epoch_seconds(measured["with"]), epoch_seconds(measured["without"])))
+    return ["With {} worker processes to read the images, a conventional epoch takes {:.0f} % of the time of one "
+            "without ({:.0f} to {:.0f} %).".format(measured["workers"], *share)]
+
+
 def describe_profile(measured: dict) -> list[str]:
     """Milliseconds of each part of a step, and of each layer."""
     whole = sum(measured["parts"].values())
@@ -349,6 +369,7 @@ def describe_target(measured: dict) -> list[str]:
 
 PARTS = {  # how each part is measured, in how many turns, and how it is told
     "pipelines": (measure_pipelines, 10, describe_pipelines),
+    "workers": (measure_workers, 10, describe_workers),
     "profile": (measure_profile, 50, describe_profile),
     "scaling": (measure_scaling, 3, describe_scaling),
     "target": (measure_target, 1, describe_target),

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+from benchmarks import notebook as runner
 from benchmarks.evidence import fingerprint
 from utils import ROOT, Config
 
@@ -118,39 +119,49 @@ def test_help_starts_nothing(command, monkeypatch, capsys):
     assert f"usage: {command}.py" in capsys.readouterr().out
 
 
-def test_only_a_full_run_replaces_the_notebook(tmp_path):
-    """The runner stores a whole run or nothing."""
-    smoke = {**os.environ, "PYTHONPATH": str(ROOT)}
-    full = {name: value for name, value in smoke.items() if name != "EPOCHS"}
-    (tmp_path / "benchmarks").mkdir()
-    runner = tmp_path / "benchmarks" / "notebook.py"
-    runner.write_text((ROOT / "benchmarks" / "notebook.py").read_text(encoding="utf-8"), encoding="utf-8")
-    book = {"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
-    for number, source in enumerate(["print('first')", "1 / 0", "print('third')"]):
-        book["cells"].append({"cell_type": "code", "id": f"c{number}", "metadata": {}, "outputs": [], "source": source,
-                              "execution_count": None})
+@pytest.fixture
+def small_notebook(tmp_path, monkeypatch):
+    """The path of a notebook of the given code cells, which the runner takes for the assignment's."""
     path = tmp_path / "S6_MNIST.ipynb"
-    path.write_text(json.dumps(book))
-    run = subprocess.run([sys.executable, runner], capture_output=True, text=True, env=full)
-    assert run.returncode == 1
-    assert "first" in run.stdout
-    assert "ZeroDivisionError" in run.stderr
-    assert json.loads(path.read_text()) == book
+    monkeypatch.setattr(runner, "NOTEBOOK", path)
+    monkeypatch.setattr("sys.argv", ["notebook.py"])
 
-    book["cells"][1]["source"] = "for i in range(3):\n    print(i, flush=True)"
-    path.write_text(json.dumps(book))
-    run = subprocess.run([sys.executable, runner], capture_output=True, text=True, env=full)
-    assert run.returncode == 0, run.stderr
-    assert "WARNING" not in run.stdout + run.stderr
-    assert run.stdout.startswith("first\n0\n1\n2\nthird")
-    assert [len(cell["outputs"]) for cell in json.loads(path.read_text())["cells"]] == [1, 1, 1]
+    def make(*sources):
+        cells = [{"cell_type": "code", "id": f"c{number}", "metadata": {}, "outputs": [], "source": source,
+                  "execution_count": None} for number, source in enumerate(sources)]
+        path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+        return path
 
+    return make
+
+
+def test_failed_run_keeps_the_notebook(small_notebook, monkeypatch, capfd):
+    monkeypatch.delenv("EPOCHS")
+    path = small_notebook("print('first')", "1 / 0", "print('third')")
     stored = path.read_text()
-    run = subprocess.run([sys.executable, runner], capture_output=True, text=True, env=smoke)
-    assert "left as it was, since EPOCHS shortened this run" in run.stdout
+    with pytest.raises(SystemExit, match=r"left as it was, since a cell failed:\n(.|\n)*ZeroDivisionError"):
+        runner.main()
+    assert capfd.readouterr().out == "first\n"
     assert path.read_text() == stored
-    run = subprocess.run([sys.executable, runner], capture_output=True, text=True, env={**smoke, "EPOCHS": "25"})
-    assert "EPOCHS=25 is not a whole number from 1 to 19" in run.stderr
+
+
+def test_only_a_full_run_replaces_the_notebook(small_notebook, monkeypatch, capfd):
+    path = small_notebook("print('first')", "for i in range(3):\n    print(i, flush=True)")
+    stored = path.read_text()
+    runner.main()
+    assert "left as it was, since EPOCHS shortened this run" in capfd.readouterr().out
+    assert path.read_text() == stored
+
+    monkeypatch.setenv("EPOCHS", "25")
+    with pytest.raises(SystemExit, match="EPOCHS=25 is not a whole number from 1 to 19"):
+        runner.main()
+
+    monkeypatch.delenv("EPOCHS")
+    runner.main()
+    printed = capfd.readouterr()
+    assert printed.out.startswith("first\n0\n1\n2\n")
+    assert "WARNING" not in printed.out + printed.err
+    assert [len(cell["outputs"]) for cell in json.loads(path.read_text())["cells"]] == [1, 1]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends the signal of Ctrl-C, which Windows does not know")

@@ -26,6 +26,14 @@ def test_ratios_are_those_of_turns():
     assert rows[2].split() == ["ours", "12.0", "10.0", "to", "20.0", "6,000", "5,000", "1.8", "500"]
 
 
+def test_workers_are_compared_with_none():
+    measured = {"workers": 2, "without": pipeline([40.0, 80.0], [10.0, 20.0]),
+                "with": pipeline([30.0, 70.0], [10.0, 20.0])}
+    (line,) = speed.describe_workers(measured)
+    assert line.startswith("With 2 worker processes")
+    assert "takes 85 % of the time of one without (80 to 90 %)" in line
+
+
 def test_growth_is_a_slope():
     def points(seconds):
         return {n: {"seconds": [seconds(int(n))] * 3, "peak_memory": 1} for n in ("10", "20", "80")}

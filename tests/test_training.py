@@ -128,6 +128,21 @@ def test_training_learns(small_loaders):
     assert history[-1]["val_accuracy"] > 85  # from 600 images
 
 
+def test_bfloat16_is_for_the_layers_of_training_alone(small_loaders, monkeypatch):
+    """As on a processor that has it; others compute the same, only slowly. The weights and evaluation keep float32."""
+    monkeypatch.setattr(utils, "has_bfloat16", lambda device: True)
+    loaders, seen = small_loaders(SHORT), set()
+    set_seed(0)
+    model = Net()
+    for layer in (model.stage1[1][0], model.head[0]):
+        layer.register_forward_hook(lambda layer, images, output: seen.add((layer.training, output.dtype)))
+    history = fit(model, *loaders)
+    predict(model, loaders[1])
+    assert seen == {(True, torch.bfloat16), (False, torch.float32)}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert history[-1]["val_accuracy"] > 60
+
+
 def test_evaluation_counts_exactly(small_loaders):
     _, loader = small_loaders(SHORT)
     model = Net()
