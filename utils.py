@@ -3,7 +3,6 @@
 import copy
 import ctypes
 import gzip
-import io
 import math
 import os
 import sys
@@ -22,6 +21,7 @@ from torchvision.datasets import MNIST
 from torchvision.datasets.utils import check_integrity, download_url
 from tqdm import tqdm
 
+from checkpoint import load_checkpoint, save_checkpoint
 from model import CLASSES, DROPOUT, IMAGE_SHAPE, Net
 from muon import Muon
 
@@ -156,14 +156,16 @@ class Loader:
     `images` are uint8 (N, 1, 28, 28) and `labels` int64 (N,), as `load_mnist` returns them.
 
     A training loader shuffles and augments, differently in each `epoch` but always the same for the same epoch and
-    seed; an evaluation loader does neither. ValueError names images and labels that do not fit.
+    seed; an evaluation loader does neither. ValueError names images and labels that are not such.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, config: Config, device: torch.device, train: bool) -> None:
-        if len(images) != len(labels):
-            raise ValueError(f"{len(images):,} images do not go with {len(labels):,} labels: each needs one")
-        if images.dtype != torch.uint8:
-            raise ValueError(f"the images are {images.dtype}; they must be torch.uint8, with values from 0 to 255")
+        if images.dtype != torch.uint8 or images.shape[1:] != IMAGE_SHAPE or not len(images):
+            raise ValueError(f"the images are {images.dtype} of shape {tuple(images.shape)}; they must be torch.uint8, "
+                             f"from 0 to 255, of shape (N, {str(IMAGE_SHAPE)[1:]} with N > 0")
+        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+            raise ValueError(f"the labels are {labels.dtype} of shape {tuple(labels.shape)}; they must be torch.int64, "
+                             f"one for each of the {len(images):,} images")
         if labels.min() < 0 or labels.max() >= CLASSES:
             raise ValueError(f"labels run from {labels.min()} to {labels.max()}; they may run from 0 to {CLASSES - 1}")
         self.images, self.labels = images.to(device), labels.to(device)
@@ -280,41 +282,6 @@ def print_epoch(row: dict, config: Config, _model: nn.Module) -> None:
           f"accuracy {row['val_accuracy']:.2f} % | {row['seconds']:4.1f} s")
 
 
-def random_stream(device: torch.device):
-    """The module that gets and sets the state of the stream which Dropout on this device draws from."""
-    return torch if device.type == "cpu" else torch.get_device_module(device)
-
-
-def save_checkpoint(path: str | Path, parts: list, loader: Loader, history: list[dict]) -> None:
-    """Write all that the rest of a run depends on: the state of its parts, its recipe and the stream behind Dropout."""
-    state = {"parts": [part.state_dict() for part in parts], "config": asdict(loader.config), "history": history,
-             "random": random_stream(loader.images.device).get_rng_state()}
-    write_whole(path, lambda part: torch.save(state, part))
-
-
-def load_checkpoint(path: str | Path, parts: list, loader: Loader) -> list[dict]:
-    """Restore what `save_checkpoint` wrote and return its history; a damaged file is renamed, and said to be."""
-    path = Path(path)
-    if not path.exists():
-        return []
-    content = io.BytesIO(path.read_bytes())
-    try:
-        state = torch.load(content, map_location="cpu", weights_only=True)  # never runs code from the file
-        saved, history = Config(**state["config"]), state["history"]
-    except Exception as error:  # whatever damage does to the reading of a file
-        damaged = path.replace(path.with_suffix(".damaged"))
-        print(f"{path} is damaged ({type(error).__name__}) and now named {damaged.name}: training starts afresh")
-        return []
-    if saved != loader.config:
-        changed = [f"{name} was {value} and is {getattr(loader.config, name)}" for name, value in asdict(saved).items()
-                   if value != getattr(loader.config, name)]
-        raise ValueError(f"{path} is of another recipe ({', '.join(changed)}): remove it, or name another checkpoint")
-    for part, values in zip(parts, state["parts"], strict=True):
-        part.load_state_dict(values)
-    random_stream(loader.images.device).set_rng_state(state["random"])
-    return history
-
-
 def fit(model: nn.Module, train_loader: Loader, val_loader: Loader, on_epoch: Callable = print_epoch,
         checkpoint: str | Path | None = None) -> list[dict]:
     """Train `model` by the training loader's config and leave the averaged weights in it; return one row per epoch.
@@ -323,7 +290,7 @@ def fit(model: nn.Module, train_loader: Loader, val_loader: Loader, on_epoch: Ca
     averaged weights, in validation, and the seconds for both; `on_epoch` is called with it, the config and the averaged
     model. Ctrl-C or the notebook's stop button ends the training early and keeps what there is. With a path as
     `checkpoint`, the state is written there after each epoch, a run that was stopped goes on from it exactly as it
-    would have gone, and the file is removed at the end; ValueError if it is of another recipe.
+    would have gone, and the file is removed at the end; ValueError if it is of another recipe or network.
     """
     config, history = train_loader.config, []
     reuse_memory()
@@ -333,7 +300,7 @@ def fit(model: nn.Module, train_loader: Loader, val_loader: Loader, on_epoch: Ca
     averages = list(zip(averaged.state_dict().values(), model.state_dict().values(), strict=True))
     parts = [model, averaged, *(part for pair in optimizers for part in pair)]
     if checkpoint is not None:
-        history += load_checkpoint(checkpoint, parts, train_loader)
+        history += load_checkpoint(checkpoint, parts, asdict(config), train_loader.images.device)
     try:
         for epoch in range(len(history) + 1, config.epochs + 1):
             start = time.perf_counter()
@@ -345,7 +312,7 @@ def fit(model: nn.Module, train_loader: Loader, val_loader: Loader, on_epoch: Ca
                             "train_accuracy": train_accuracy, "val_loss": val_loss, "val_accuracy": val_accuracy,
                             "seconds": time.perf_counter() - start})
             if checkpoint is not None:
-                save_checkpoint(checkpoint, parts, train_loader, history)
+                save_checkpoint(checkpoint, parts, asdict(config), train_loader.images.device, history)
             on_epoch(history[-1], config, averaged)
         if checkpoint is not None:
             Path(checkpoint).unlink()
@@ -358,24 +325,10 @@ def fit(model: nn.Module, train_loader: Loader, val_loader: Loader, on_epoch: Ca
 def config_from_environment() -> Config:
     """The recipe, shortened to EPOCHS epochs where that environment variable is set, as for a quick look or in CI."""
     text, default = os.environ.get("EPOCHS", "").strip(), Config()
-    if text and not (text.isdecimal() and 0 < int(text) < MAX_EPOCHS):
-        raise ValueError(f"EPOCHS={text} is not a whole number from 1 to {MAX_EPOCHS - 1}: change it, or unset it for "
+    if text and not (text.isdecimal() and 0 < int(text) <= default.epochs):
+        raise ValueError(f"EPOCHS={text} is not a whole number from 1 to {default.epochs}: change it, or unset it for "
                          f"the full run of {default.epochs}")
     return replace(default, epochs=int(text)) if text else default
-
-
-def write_whole(path: str | Path, write: Callable[[Path], None]) -> None:
-    """Have `write` fill a temporary file that then takes the place of `path`: a failure leaves the old file whole."""
-    path = Path(path)
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(part)
-        part.replace(path)
-    except (OSError, RuntimeError) as error:
-        raise OSError(f"{path} was not written ({error}): free some space or make its folder writable") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load_run(path: str | Path) -> tuple[Net, Config, dict]:

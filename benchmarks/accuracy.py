@@ -33,6 +33,7 @@ from utils import MAX_EPOCHS, Config, Loader, evaluate, fit, load_mnist, set_see
 
 RECORDS = ROOT / "benchmarks" / "results" / "accuracy.jsonl"
 PUBLIC = ROOT / "benchmarks" / "results" / "public.json"
+NETWORKS = None, "without BatchNorm", "fully connected for GAP", "BatchNorm before ReLU"  # None: the assignment's
 CONSTANT_RATE = {"warmup": 0, "first_rate": 1, "last_rate": 1}
 NO_AUGMENTATION = {"rotation": 0, "shift": 0, "scale": 0, "shear": 0}
 
@@ -96,10 +97,17 @@ def settings_of(recipe: str) -> dict:
     """Every setting of a recipe but the seed: the fields of its `Config`, and its network.
 
     A recipe is named by a key of `RECIPES`, or by one and what a candidate changes in it: "chosen, dropout=0.1".
+    KeyError, TypeError or ValueError says what is wrong with a name.
     """
     name, *candidate = recipe.split(", ")
     changes = {**RECIPES[name], **{field: json.loads(value) for field, value in (c.split("=") for c in candidate)}}
+    if "seed" in changes:
+        raise ValueError("the seed is none of a recipe's settings: --first-seed and --seeds choose seeds")
     network = {"network": None, **{name: changes.pop(name) for name in ("network", "width") if name in changes}}
+    if network["network"] not in NETWORKS:
+        raise ValueError(f"network is {network['network']!r}; it takes {', '.join(map(repr, NETWORKS))}")
+    if not isinstance(width := network.get("width", WIDTH), int) or width < 1:
+        raise ValueError(f"width is {width!r}; it takes a whole number from 1")
     settings = asdict(Config(**changes))
     del settings["seed"]
     return {**settings, **network}

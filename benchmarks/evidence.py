@@ -15,17 +15,10 @@ from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from checkpoint import write_whole  # noqa: E402
 from handwriting import predict_digit, prepare_digit  # noqa: E402
 from model import IMAGE_SHAPE, Net, count_parameters  # noqa: E402
-from utils import (  # noqa: E402
-    CPU_FEATURES,
-    MAX_EPOCHS,
-    MAX_PARAMETERS,
-    TARGET,
-    Config,
-    has_bfloat16,
-    write_whole,
-)
+from utils import CPU_FEATURES, MAX_EPOCHS, MAX_PARAMETERS, TARGET, Config, has_bfloat16  # noqa: E402
 
 
 def environment(device: torch.device) -> dict[str, str]:
@@ -43,7 +36,7 @@ def fingerprint() -> str:
     The notebook's first code cell, with the repository's name, does not count, so that a fork may change it.
     """
     cells = json.loads((ROOT / "S6_MNIST.ipynb").read_text(encoding="utf-8"))["cells"]
-    modules = "model.py", "muon.py", "utils.py", "handwriting.py"
+    modules = "model.py", "muon.py", "utils.py", "checkpoint.py", "handwriting.py"
     sources = [(ROOT / name).read_text(encoding="utf-8") for name in modules]
     sources += ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"][1:]
     return hashlib.sha256("\0".join(sources).encode()).hexdigest()[:12]

@@ -16,8 +16,9 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from benchmarks.accuracy import summarise  # noqa: E402
+from checkpoint import write_whole  # noqa: E402
 from model import CLASSES  # noqa: E402
-from utils import TARGET, write_whole  # noqa: E402
+from utils import TARGET  # noqa: E402
 
 
 def plot_digits(images: Tensor, titles: list[str] | None = None, columns: int = 10,
@@ -173,8 +174,9 @@ def plot_robustness(distortions: dict[str, dict], other: dict[str, float],
         axis.text(x, other[network] - 5, f"{other[network]:.1f}", ha="center", va="top", color="white")
         axis.bar(x, other[network], color=color)
     axis.set(xticks=range(len(styles)), xticklabels=styles, xlabel="other handwriting")
-    for axis, (title, image) in zip(axes.flat, examples.values(), strict=False):
-        inset = axis.inset_axes((0.37, 0.05, 0.26, 0.26))
+    for axis, (title, image), result in zip(axes.flat, examples.values(), distortions.values(), strict=False):
+        left = 0.05 if result["chosen"][0] > 50 else 0.69  # on the side where the curves are high
+        inset = axis.inset_axes((left, 0.05, 0.26, 0.26))
         inset.imshow(image[0].numpy(), cmap="gray_r", vmin=0, vmax=1)
         inset.set(xticks=[], yticks=[])
         inset.set_title(title, fontsize=8, pad=2)
@@ -231,6 +233,7 @@ def plot_inside(kernels: Tensor, maps: dict[str, Tensor]) -> Figure:
 
 def plot_scaling(groups: dict[str, tuple[dict[str, dict], float]]) -> Figure:
     """Draw seconds and peak memory of training against each of several sizes; each group comes with its slope."""
+    most = max(p["peak_memory"] or 1 for points, _ in groups.values() for p in points.values())
     figure, axes = plt.subplots(2, len(groups), figsize=(12, 6), sharex="col", layout="constrained")
     for (above, below), (title, (points, slope)) in zip(axes.T, groups.items(), strict=True):
         sizes = [int(n) for n in points]
@@ -245,10 +248,12 @@ def plot_scaling(groups: dict[str, tuple[dict[str, dict], float]]) -> Figure:
             axis.set_xticks(sizes, [f"{n:,}" for n in sizes])
             axis.set_yticks([])
             axis.minorticks_off()
+        below.set_yscale("linear")
+        below.set_ylim(0, 1.2 * most)  # the same in all: they hardly grow
         above.set_title(f"slope {slope:.2f}")
         below.set_xlabel(title)
     axes[0, 0].set_ylabel("seconds (logarithmic)")
-    axes[1, 0].set_ylabel("peak memory (MiB, logarithmic)")
+    axes[1, 0].set_ylabel("peak memory (MiB, from 0)")
     return figure
 
 

@@ -17,7 +17,8 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from utils import Config, config_from_environment, write_whole  # noqa: E402
+from checkpoint import write_whole  # noqa: E402
+from utils import Config, config_from_environment  # noqa: E402
 
 NOTEBOOK = ROOT / "S6_MNIST.ipynb"
 
@@ -44,7 +45,7 @@ def shrink_figures(notebook: nbformat.NotebookNode) -> None:
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     try:
-        full = config_from_environment() == Config()
+        config, full = config_from_environment(), Config()
     except ValueError as error:
         sys.exit(str(error))
     sys.stdout.reconfigure(errors="replace")  # a redirected Windows console may not know the bar's characters
@@ -59,8 +60,9 @@ def main() -> None:
         interrupted = getattr(error, "ename", "KeyboardInterrupt") == "KeyboardInterrupt"
         reason = "the run was interrupted or its kernel died" if interrupted else f"a cell failed:\n{error}"
         sys.exit(f"\n{NOTEBOOK.name} was left as it was, since {reason}")
-    if not full:
-        print(f"{NOTEBOOK.name} was left as it was, since EPOCHS shortened this run")
+    if config != full:
+        print(f"{NOTEBOOK.name} was left as it was, since EPOCHS={config.epochs} shortened this run: unset it for the "
+              f"full run of {full.epochs}, which is stored")
         return
     shrink_figures(notebook)
     write_whole(NOTEBOOK, lambda part: nbformat.write(notebook, part))

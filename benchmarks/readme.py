@@ -22,8 +22,9 @@ from benchmarks import accuracy, robustness  # noqa: E402
 from benchmarks import speed as measurements  # noqa: E402
 from benchmarks.accuracy import ABLATION, read_records, sampling_error, select, settings_of, summarise  # noqa: E402
 from benchmarks.evidence import requirements  # noqa: E402
+from checkpoint import write_whole  # noqa: E402
 from model import count_parameters  # noqa: E402
-from utils import MAX_EPOCHS, TARGET, load_run, print_epoch, write_whole  # noqa: E402
+from utils import MAX_EPOCHS, TARGET, load_run, print_epoch  # noqa: E402
 
 LONG = 5  # epochs: candidates for shorter trainings stand in a table of their own
 DOUBLED = "chosen, learning_rate=0.04, other_rate=0.1, momentum=0.95"  # the candidate that was first taken for the best
@@ -124,6 +125,25 @@ def by_precision(runs: list[dict]) -> dict[str, list[dict]]:
     return dict(groups)
 
 
+def precision(runs: list[dict]) -> str:
+    """The precision that runs were trained in, with the number of runs in each if there are two."""
+    groups = by_precision(runs)
+    return ", ".join(f"{name} ({len(group)})" if len(groups) > 1 else name for name, group in groups.items())
+
+
+def precisions() -> str:
+    """What the recipes that were run in both precisions are worth in each."""
+    header, rows = ["recipe", "trained on", "scored on", "bfloat16", "float32"], []
+    for recipe, images, scored, key in (("10 epochs", 60_000, "the test images", "test_accuracy"),
+                                        ("8 epochs", 60_000, "the test images", "test_accuracy"),
+                                        ("original", 60_000, "the test images", "test_accuracy"),
+                                        ("original", 50_000, "the held-out images", "validation_accuracy")):
+        groups = {name: select(runs, recipe, images) for name, runs in by_precision(read_records()).items()}
+        results = [summarise(groups[name], key) for name in header[-2:]]
+        rows.append([recipe, f"{images:,}", scored, *(f"{r.mean:.3f} ± {r.sd:.3f} ({r.n})" for r in results)])
+    return table(header, rows)
+
+
 def seeds() -> str:
     """Many seeds of the recipes that are trained on all images and scored on the test images."""
     rows, everything = [], []
@@ -131,9 +151,9 @@ def seeds() -> str:
         runs = runs_of(recipe)
         everything += runs
         n, mean, sd, low, high = summarise(runs)
-        rows.append([recipe, f"{runs[0]['settings']['epochs']}", f"{n}", f"**{mean:.3f} ± {sd:.3f}**", f"{low:.2f}",
-                     f"{high:.2f}"])
-    header = ["recipe", "epochs", "seeds", "mean ± standard deviation (%)", "lowest", "highest"]
+        rows.append([recipe, f"{runs[0]['settings']['epochs']}", precision(runs), f"{n}", f"**{mean:.3f} ± {sd:.3f}**",
+                     f"{low:.2f}", f"{high:.2f}"])
+    header = ["recipe", "epochs", "in", "seeds", "mean ± standard deviation (%)", "lowest", "highest"]
     return f"{table(header, rows)}\n\n{places(everything)}"
 
 
@@ -172,8 +192,9 @@ def ablation() -> str:
             everything += runs
             n, mean, sd, *_ = summarise(runs, "validation_accuracy")
             difference = "" if recipe == "chosen" else f"{mean - chosen.mean:+.3f}"
-            rows.append([recipe, f"{n}", f"{mean:.3f} ± {sd:.3f}", difference])
-    return f"{table(['recipe', 'seeds', 'mean ± standard deviation (%)', 'difference'], rows)}\n\n{places(everything)}"
+            rows.append([recipe, precision(runs), f"{n}", f"{mean:.3f} ± {sd:.3f}", difference])
+    header = ["recipe", "in", "seeds", "mean ± standard deviation (%)", "difference"]
+    return f"{table(header, rows)}\n\n{places(everything)}"
 
 
 def candidates(wanted: Callable[[dict], bool]) -> str:
@@ -183,11 +204,14 @@ def candidates(wanted: Callable[[dict], bool]) -> str:
         if run["train_images"] == 50_000 and wanted(run):
             changes = {key: value for key, value in run["settings"].items() if value != base.get(key)}
             groups.setdefault(", ".join(f"`{key}={value:g}`" for key, value in changes.items()), {})[run["seed"]] = run
-    results = {changes: summarise(list(runs.values()), "validation_accuracy") for changes, runs in groups.items()}
-    rows = [[changes or "nothing", f"{n}", f"{mean:.3f}" + (f" ± {sd:.3f}" if n > 1 else "")]
-            for changes, (n, mean, sd, *_) in sorted(results.items(), key=lambda item: -round(item[1].mean, 3))]
-    made = places([run for runs in groups.values() for run in runs.values()])
-    return f"{table(['changed in the recipe for batches of 64', 'seeds', 'validation (%)'], rows)}\n\n{made}"
+    groups = {changes: list(runs.values()) for changes, runs in groups.items()}
+    results = {changes: summarise(runs, "validation_accuracy") for changes, runs in groups.items()}
+    rows = []
+    for changes, (n, mean, sd, *_) in sorted(results.items(), key=lambda item: -round(item[1].mean, 3)):
+        score = f"{mean:.3f} ± {sd:.3f}" if n > 1 else f"{mean:.3f}"
+        rows.append([changes or "nothing", precision(groups[changes]), f"{n}", score])
+    header = ["changed in the recipe for batches of 64", "in", "seeds", "validation (%)"]
+    return f"{table(header, rows)}\n\n{places([run for runs in groups.values() for run in runs])}"
 
 
 def batches() -> str:
@@ -230,8 +254,8 @@ def frontier() -> str:
         for number, runs in groups.items():
             everything.update({id(run): run for run in runs})  # one group is in both tables
             n, mean, sd, low, high = summarise(runs)
-            rows.append([f"{number:,}", f"{n}", f"{mean:.3f} ± {sd:.3f}", f"{low:.2f}", f"{high:.2f}"])
-        tables.append(table([unit, "seeds", "mean ± standard deviation (%)", "lowest", "highest"], rows))
+            rows.append([f"{number:,}", precision(runs), f"{n}", f"{mean:.3f} ± {sd:.3f}", f"{low:.2f}", f"{high:.2f}"])
+        tables.append(table([unit, "in", "seeds", "mean ± standard deviation (%)", "lowest", "highest"], rows))
     return "\n\n".join([*tables, places(list(everything.values()))])
 
 
@@ -323,8 +347,8 @@ def trials() -> str:
 PAGES = {
     ROOT / "README.md": (claim, requirements_table, architecture, recipe, log, environment, seeds, spread, least,
                          speed, digits, confidence, handwriting),
-    ROOT / "benchmarks" / "README.md": (held_out, ablation, batches, few_epochs, trials, small, frontier, public,
-                                        profile, scaling),
+    ROOT / "benchmarks" / "README.md": (precisions, held_out, ablation, batches, few_epochs, trials, small, frontier,
+                                        public, profile, scaling),
 }
 
 

@@ -26,18 +26,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from benchmarks.accuracy import build, config_of, settings_of  # noqa: E402
 from benchmarks.evidence import environment, save_run  # noqa: E402
+from checkpoint import write_whole  # noqa: E402
 from handwriting import prepare_digit  # noqa: E402
 from model import IMAGE_SHAPE  # noqa: E402
-from utils import (  # noqa: E402
-    Loader,
-    fit,
-    get_device,
-    load_mnist,
-    load_run,
-    normalise,
-    set_seed,
-    write_whole,
-)
+from utils import Loader, fit, get_device, load_mnist, load_run, normalise, set_seed  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "robustness.json"
 ORIGINAL = RESULTS.with_name("original.pt")

@@ -12,12 +12,14 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 start = time.perf_counter()  # the import of PyTorch is a part of the start-up
 
@@ -35,9 +37,11 @@ import utils  # noqa: E402
 from benchmarks.accuracy import config_of, settings_of  # noqa: E402
 from benchmarks.evidence import environment  # noqa: E402
 from benchmarks.figures import plot_scaling, save_figure  # noqa: E402
+from checkpoint import write_whole  # noqa: E402
 from model import WIDTH, Net  # noqa: E402
-from utils import MAX_EPOCHS, MEAN, STD, TARGET, Config, Loader, write_whole  # noqa: E402
+from utils import MAX_EPOCHS, MEAN, STD, TARGET, Config, Loader  # noqa: E402
 
+NO_BARS = mock.patch.dict(os.environ, TQDM_DISABLE="1")  # for the time in which processes start: they inherit it
 IMPORT_SECONDS = time.perf_counter() - start
 RESULTS = ROOT / "benchmarks" / "results" / "speed.json"
 TRAINING, TEST = 60_000, 10_000  # images of an epoch and of its evaluation
@@ -144,6 +148,7 @@ def peak_memory() -> int | None:
 
 def serve(name: str, options: dict, threads: int, pipe) -> None:
     """Run a pipeline in a process of its own: a turn whenever asked for one, until told to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one, and ends it
     torch.set_num_threads(threads)
     made = []
     data_seconds = timed(lambda: made.append(PIPELINES[name](**options)))
@@ -159,13 +164,13 @@ def serve(name: str, options: dict, threads: int, pipe) -> None:
 def take_turns(jobs: dict[str, tuple[str, dict]], repetitions: int, title: str) -> dict[str, dict]:
     """Let pipelines, given by name and options, run in turn; return the start-up, the seconds and the peak of each."""
     context, processes, results = multiprocessing.get_context("spawn"), {}, {}
-    os.environ["TQDM_DISABLE"] = "1"  # in the processes
     try:
         for key, (name, options) in jobs.items():
             pipe, other = context.Pipe()
-            arguments = name, options, torch.get_num_threads(), other
-            processes[key] = pipe, context.Process(target=serve, args=arguments)
-            processes[key][1].start()
+            process = context.Process(target=serve, args=(name, options, torch.get_num_threads(), other))
+            with NO_BARS:
+                process.start()
+            processes[key] = pipe, process
             other.close()  # so that a process that dies is noticed
             results[key] = {"start": pipe.recv(), "train": [], "evaluate": []}
         for turn in tqdm(range(repetitions + 1), desc=title, file=sys.stdout):
@@ -179,29 +184,35 @@ def take_turns(jobs: dict[str, tuple[str, dict]], repetitions: int, title: str) 
             pipe.send(False)
             results[key]["peak_memory"] = pipe.recv()
             process.join()
+    except EOFError as error:
+        raise RuntimeError(f"the process of the pipeline {key!r} ended before its turn: see above why") from error
     finally:
         for _, process in processes.values():
             process.kill()  # what an error or Ctrl-C has left
+            process.join()
     return results
 
 
-def measure_pipelines(repetitions: int) -> dict:
-    """Seconds of an epoch of each pipeline, in training and evaluation, from turns of a tenth of an epoch."""
-    images, tests = TRAINING // 10, TEST // 10
-    jobs = {name: (name, {"images": images, "tests": tests}) for name in PIPELINES}
-    results = take_turns(jobs, repetitions, "pipelines")
+def take_tenths(jobs: dict[str, tuple[str, dict]], repetitions: int, title: str) -> dict[str, dict]:
+    """The results of turns that last a tenth of an epoch, as seconds of whole epochs."""
+    tenth = {"images": TRAINING // 10, "tests": TEST // 10}
+    jobs = {key: (name, {**tenth, **options}) for key, (name, options) in jobs.items()}
+    results = take_turns(jobs, repetitions, title)
     for result in results.values():
         for part in "train", "evaluate":
             result[part] = [10 * seconds for seconds in result[part]]
     return results
 
 
+def measure_pipelines(repetitions: int) -> dict:
+    """Seconds of an epoch of each pipeline, in training and evaluation."""
+    return take_tenths({name: (name, {}) for name in PIPELINES}, repetitions, "pipelines")
+
+
 def measure_workers(repetitions: int) -> dict:
-    """The conventional pipeline whose images are read in the main process, beside that with a worker for each core."""
-    images, tests, number = TRAINING // 10, TEST // 10, torch.get_num_threads()
-    jobs = {key: ("conventional", {"images": images, "tests": tests, "workers": workers})
-            for key, workers in (("without", 0), ("with", number))}
-    return {"workers": number, **take_turns(jobs, repetitions, "workers")}
+    """The conventional pipeline as it is, and with as many workers to read the images as PyTorch has threads."""
+    jobs = {"without": ("conventional", {}), "with": ("conventional", {"workers": torch.get_num_threads()})}
+    return {"workers": torch.get_num_threads(), **take_tenths(jobs, repetitions, "workers")}
 
 
 def measure_profile(repetitions: int) -> dict:
@@ -283,9 +294,8 @@ def reach_target(name: str, threads: int) -> list[dict]:
 def measure_target(_repetitions: int) -> dict:
     """The express recipe before and after a run of the conventional pipeline, one after another."""
     results = {"conventional": [], "express": []}
-    os.environ["TQDM_DISABLE"] = "1"  # in the processes
     for name in ("express", "conventional", "express"):
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        with NO_BARS, ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             results[name].append(pool.submit(reach_target, name, torch.get_num_threads()).result())
     return results
 
@@ -331,9 +341,10 @@ def ratios(measured: dict) -> list[str]:
 
 def describe_workers(measured: dict) -> list[str]:
     """What worker processes make of a conventional epoch."""
-    share = (100 * quotient for quotient in ratio(epoch_seconds(measured["with"]), epoch_seconds(measured["without"])))
-    return ["With {} worker processes to read the images, a conventional epoch takes {:.0f} % of the time of one "
-            "without ({:.0f} to {:.0f} %).".format(measured["workers"], *share)]
+    seconds = [epoch_seconds(measured[key]) for key in ("with", "without")]
+    share = (100 * quotient for quotient in ratio(*seconds))
+    return ["With {} worker processes to read the images, a conventional epoch takes {:.1f} s instead of {:.1f} s: "
+            "{:.0f} % ({:.0f} to {:.0f} %).".format(measured["workers"], *map(statistics.median, seconds), *share)]
 
 
 def describe_profile(measured: dict) -> list[str]:
@@ -369,7 +380,7 @@ def describe_target(measured: dict) -> list[str]:
 
 PARTS = {  # how each part is measured, in how many turns, and how it is told
     "pipelines": (measure_pipelines, 10, describe_pipelines),
-    "workers": (measure_workers, 10, describe_workers),
+    "workers": (measure_workers, 20, describe_workers),
     "profile": (measure_profile, 50, describe_profile),
     "scaling": (measure_scaling, 3, describe_scaling),
     "target": (measure_target, 1, describe_target),
@@ -397,7 +408,10 @@ def main() -> None:
         parser.error(f"{', '.join(sorted(unknown))}: there is no such part, but {', '.join(PARTS)}")
     for part in options.parts or PARTS:
         measure, turns, _ = PARTS[part]
-        measured = {**measure(options.repetitions or turns), "environment": environment(utils.get_device())}
+        try:
+            measured = {**measure(options.repetitions or turns), "environment": environment(utils.get_device())}
+        except KeyboardInterrupt:
+            sys.exit(f"stopped; {part} and what follows it are not measured, and the results before are on record")
         text = json.dumps({**read_results(), part: measured}, indent=1) + "\n"
         write_whole(RESULTS, lambda path, text=text: path.write_text(text, encoding="utf-8"))
         print(report({part: measured}))

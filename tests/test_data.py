@@ -80,12 +80,23 @@ def test_published_sums_are_those_that_are_checked():
         assert f"`{name}` | {(ARCHIVES / name).stat().st_size:,} | {md5} |" in text
 
 
-def test_loader_refuses_what_does_not_fit(train_set):
+@pytest.mark.parametrize(("images", "labels", "message"), [
+    ((10, 28, 28), 10, r"images are torch\.uint8 of shape \(10, 28, 28\); they must be .* of shape \(N, 1, 28, 28\)"),
+    ((0, 1, 28, 28), 0, r"of shape \(0, 1, 28, 28\); .* with N > 0"),
+    ((10, 1, 28, 28), 9, r"labels are torch\.int64 of shape \(9,\); .* one for each of the 10 images"),
+])
+def test_loader_names_a_wrong_shape(images, labels, message):
+    images, labels = torch.zeros(images, dtype=torch.uint8), torch.zeros(labels, dtype=torch.int64)
+    with pytest.raises(ValueError, match=message):
+        Loader(images, labels, Config(), CPU, train=True)
+
+
+def test_loader_names_a_wrong_value(train_set):
     images, labels = train_set[0][:10], train_set[1][:10]
-    with pytest.raises(ValueError, match="10 images do not go with 9 labels"):
-        Loader(images, labels[:9], Config(), CPU, train=True)
-    with pytest.raises(ValueError, match=r"the images are torch\.float32; they must be torch\.uint8"):
+    with pytest.raises(ValueError, match=r"the images are torch\.float32 .* must be torch\.uint8, from 0 to 255"):
         Loader(images.float() / 255, labels, Config(), CPU, train=False)
+    with pytest.raises(ValueError, match=r"the labels are torch\.float32 .* must be torch\.int64"):
+        Loader(images, labels.float(), Config(), CPU, train=False)
     with pytest.raises(ValueError, match="labels run from 10 to 10; they may run from 0 to 9"):
         Loader(images, torch.full((10,), 10), Config(), CPU, train=True)
 

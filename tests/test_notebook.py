@@ -120,40 +120,38 @@ def test_help_starts_nothing(command, monkeypatch, capsys):
 
 
 @pytest.fixture
-def small_notebook(tmp_path, monkeypatch):
-    """The path of a notebook of the given code cells, which the runner takes for the assignment's."""
-    path = tmp_path / "S6_MNIST.ipynb"
-    monkeypatch.setattr(runner, "NOTEBOOK", path)
+def path(tmp_path, monkeypatch):
+    """Where the runner looks for the assignment's notebook."""
+    monkeypatch.setattr(runner, "NOTEBOOK", tmp_path / "S6_MNIST.ipynb")
     monkeypatch.setattr("sys.argv", ["notebook.py"])
-
-    def make(*sources):
-        cells = [{"cell_type": "code", "id": f"c{number}", "metadata": {}, "outputs": [], "source": source,
-                  "execution_count": None} for number, source in enumerate(sources)]
-        path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
-        return path
-
-    return make
+    return runner.NOTEBOOK
 
 
-def test_failed_run_keeps_the_notebook(small_notebook, monkeypatch, capfd):
+def write_notebook(path, *sources):
+    """Write a notebook of these code cells and return its text."""
+    cells = [{"cell_type": "code", "id": f"c{number}", "metadata": {}, "outputs": [], "source": source,
+              "execution_count": None} for number, source in enumerate(sources)]
+    path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    return path.read_text()
+
+
+def test_failed_run_keeps_the_notebook(path, monkeypatch, capfd):
     monkeypatch.delenv("EPOCHS")
-    path = small_notebook("print('first')", "1 / 0", "print('third')")
-    stored = path.read_text()
+    stored = write_notebook(path, "print('first')", "1 / 0", "print('third')")
     with pytest.raises(SystemExit, match=r"left as it was, since a cell failed:\n(.|\n)*ZeroDivisionError"):
         runner.main()
     assert capfd.readouterr().out == "first\n"
     assert path.read_text() == stored
 
 
-def test_only_a_full_run_replaces_the_notebook(small_notebook, monkeypatch, capfd):
-    path = small_notebook("print('first')", "for i in range(3):\n    print(i, flush=True)")
-    stored = path.read_text()
+def test_only_a_full_run_replaces_the_notebook(path, monkeypatch, capfd):
+    stored = write_notebook(path, "print('first')", "for i in range(3):\n    print(i, flush=True)")
     runner.main()
-    assert "left as it was, since EPOCHS shortened this run" in capfd.readouterr().out
+    assert "left as it was, since EPOCHS=1 shortened this run: unset it for the full run" in capfd.readouterr().out
     assert path.read_text() == stored
 
     monkeypatch.setenv("EPOCHS", "25")
-    with pytest.raises(SystemExit, match="EPOCHS=25 is not a whole number from 1 to 19"):
+    with pytest.raises(SystemExit, match=f"EPOCHS=25 is not a whole number from 1 to {Config().epochs}"):
         runner.main()
 
     monkeypatch.delenv("EPOCHS")
@@ -167,14 +165,12 @@ def test_only_a_full_run_replaces_the_notebook(small_notebook, monkeypatch, capf
 @pytest.mark.skipif(sys.platform == "win32", reason="sends the signal of Ctrl-C, which Windows does not know")
 def test_interrupted_run_keeps_the_notebook(tmp_path):
     (tmp_path / "benchmarks").mkdir()
-    runner = shutil.copy(ROOT / "benchmarks" / "notebook.py", tmp_path / "benchmarks")
-    source = "import time\nprint('started', flush=True)\ntime.sleep(60)"
-    cell = {"cell_type": "code", "id": "c0", "metadata": {}, "outputs": [], "source": source, "execution_count": None}
+    command = [sys.executable, shutil.copy(ROOT / "benchmarks" / "notebook.py", tmp_path / "benchmarks")]
     path = tmp_path / "S6_MNIST.ipynb"
-    path.write_text(json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
-    stored = path.read_text()
-    run = subprocess.Popen([sys.executable, runner], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                           env={**os.environ, "PYTHONPATH": str(ROOT)})
+    stored = write_notebook(path, "import time\nprint('started', flush=True)\ntime.sleep(60)")
+    full = {name: value for name, value in os.environ.items() if name != "EPOCHS"}
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                           env={**full, "PYTHONPATH": str(ROOT)})
     assert run.stdout.readline() == "started\n"
     run.send_signal(signal.SIGINT)
     _, errors = run.communicate(timeout=60)

@@ -1,5 +1,6 @@
 """The measurements of speed are of whole pipelines, and their summary computes what it says."""
 
+import multiprocessing
 import os
 
 import pytest
@@ -31,7 +32,7 @@ def test_workers_are_compared_with_none():
                 "with": pipeline([30.0, 70.0], [10.0, 20.0])}
     (line,) = speed.describe_workers(measured)
     assert line.startswith("With 2 worker processes")
-    assert "takes 85 % of the time of one without (80 to 90 %)" in line
+    assert "a conventional epoch takes 65.0 s instead of 75.0 s: 85 % (80 to 90 %)" in line
 
 
 def test_growth_is_a_slope():
@@ -104,7 +105,8 @@ def test_profile_has_every_part_and_layer():
 
 
 def test_pipelines_take_turns_in_processes_of_their_own(capfd):
-    jobs = {name: ("limit", {"images": 128, "tests": 64}) for name in ("first", "second")}
+    small = {"images": 128, "tests": 64}
+    jobs = {"first": ("limit", small), "second": ("conventional", {**small, "workers": 1})}
     results = speed.take_turns(jobs, 2, "turns")
     assert list(results) == ["first", "second"]
     for result in results.values():
@@ -112,3 +114,13 @@ def test_pipelines_take_turns_in_processes_of_their_own(capfd):
         assert min(result["train"]) > 0
         assert set(result["start"]) == {"import", "data and network", "first step"}
     assert capfd.readouterr().err == ""
+    assert os.environ.get("TQDM_DISABLE") is None
+
+
+def test_pipeline_that_fails_takes_the_others_along(capfd):
+    small = {"images": 128, "tests": 64}
+    jobs = {"good": ("limit", small), "bad": ("limit", {**small, "width": -1})}
+    with pytest.raises(RuntimeError, match="the process of the pipeline 'bad' ended before its turn"):
+        speed.take_turns(jobs, 1, "turns")
+    assert "negative dimension" in capfd.readouterr().err
+    assert multiprocessing.active_children() == []

@@ -3,6 +3,7 @@
 import math
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,12 +12,14 @@ from types import SimpleNamespace
 import matplotlib
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
 import utils
 from benchmarks.evidence import requirements, save_run
 from benchmarks.figures import plot_history
+from checkpoint import write_whole
 from model import IMAGE_SHAPE, Net
 from muon import Muon
 from utils import (
@@ -62,9 +65,9 @@ def test_epochs_from_the_environment(monkeypatch):
     assert utils.config_from_environment() == Config()
     monkeypatch.setenv("EPOCHS", "3")
     assert utils.config_from_environment() == Config(epochs=3)
-    for text in ("0", "25", "abc", "1.5"):
+    for text in ("0", str(Config().epochs + 1), "abc", "1.5"):
         monkeypatch.setenv("EPOCHS", text)
-        with pytest.raises(ValueError, match=f"EPOCHS={text} is not a whole number from 1 to 19"):
+        with pytest.raises(ValueError, match=f"EPOCHS={text} is not a whole number from 1 to {Config().epochs}"):
             utils.config_from_environment()
 
 
@@ -128,10 +131,25 @@ def test_training_learns(small_loaders):
     assert history[-1]["val_accuracy"] > 85  # from 600 images
 
 
+@pytest.mark.parametrize(("device", "features", "expected"), [
+    ("cpu", {"avx512_bf16": True}, True), ("cpu", {"avx512_bf16": False}, False), ("cpu", {}, False),
+    ("mps", {"avx512_bf16": True}, False),
+])
+def test_bfloat16_needs_instructions_for_it(device, features, expected, monkeypatch):
+    monkeypatch.setattr(utils, "CPU_FEATURES", features)
+    assert utils.has_bfloat16(torch.device(device)) is expected
+
+
 def test_bfloat16_is_for_the_layers_of_training_alone(small_loaders, monkeypatch):
-    """As on a processor that has it; others compute the same, only slowly. The weights and evaluation keep float32."""
+    """As on a processor that has it; others do so slowly. The loss, the weights and evaluation keep float32."""
     monkeypatch.setattr(utils, "has_bfloat16", lambda device: True)
-    loaders, seen = small_loaders(SHORT), set()
+    loaders, seen, cross_entropy = small_loaders(SHORT), set(), F.cross_entropy
+
+    def float32_loss(logits, *args, **options):
+        assert logits.dtype == torch.float32
+        return cross_entropy(logits, *args, **options)
+
+    monkeypatch.setattr(F, "cross_entropy", float32_loss)
     set_seed(0)
     model = Net()
     for layer in (model.stage1[1][0], model.head[0]):
@@ -374,8 +392,13 @@ def test_unfit_checkpoint_is_not_used(small_loaders, tmp_path, capsys):
     path = tmp_path / "run.checkpoint"
 
     train(small_loaders, on_epoch=interrupt, checkpoint=path)
-    with pytest.raises(ValueError, match=r"run\.checkpoint is of another recipe \(epochs was 2 and is 3\)"):
+    with pytest.raises(ValueError, match=r"run\.checkpoint is no checkpoint of .* \(epochs was 2 and is 3\): name an"):
         train(small_loaders, Config(epochs=3, batch_size=50), checkpoint=path)
+    with pytest.raises(ValueError, match=r"run\.checkpoint is no checkpoint of .* \(.*size mismatch .*\): name an"):
+        fit(Net(width=8), *small_loaders(SHORT), checkpoint=path)
+    with pytest.raises(ValueError, match=r"S6_MNIST\.pt is no checkpoint of this recipe and network"):
+        train(small_loaders, checkpoint=shutil.copy(ROOT / "S6_MNIST.pt", tmp_path))
+    (tmp_path / "S6_MNIST.pt").unlink()
 
     class Harm:
         def __reduce__(self):
@@ -389,8 +412,8 @@ def test_unfit_checkpoint_is_not_used(small_loaders, tmp_path, capsys):
         _, history = train(small_loaders, checkpoint=path)
         assert "run.checkpoint is damaged" in capsys.readouterr().out
         assert without_seconds(history) == without_seconds(expected)
-        assert [p.name for p in tmp_path.iterdir()] == ["run.damaged"], number
-        assert (tmp_path / "run.damaged").read_bytes() == content
+        assert [p.name for p in tmp_path.iterdir()] == ["run.checkpoint.damaged"], number
+        assert (tmp_path / "run.checkpoint.damaged").read_bytes() == content
 
 
 FULL = """
@@ -437,7 +460,7 @@ def test_failed_write_keeps_the_old_file(tmp_path):
         raise OSError("No space left on device")
 
     with pytest.raises(OSError, match="No space left") as error:
-        utils.write_whole(path, write)
+        write_whole(path, write)
     assert str(path) in str(error.value)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["old.txt"]
