@@ -240,16 +240,17 @@ def plot_scaling(groups: dict[str, tuple[dict[str, dict], float]]) -> Figure:
         for axis, values, style in (
                 (above, [statistics.median(p["seconds"]) for p in points.values()], "o-"),
                 (below, [p["peak_memory"] or math.nan for p in points.values()], "s-")):
-            axis.loglog(sizes, values, style, color="tab:blue" if axis is above else "tab:orange")
+            axis.semilogx(sizes, values, style, color="tab:blue" if axis is above else "tab:orange")
             for n, value in zip(sizes, values, strict=True):
                 axis.annotate(f"{value:#.3g}" if value < 100 else f"{value:,.0f}", (n, value), xytext=(0, 7),
                               textcoords="offset points", ha="center", bbox={"color": "white", "alpha": 0.6, "pad": 0})
             axis.margins(0.12, 0.2)
             axis.set_xticks(sizes, [f"{n:,}" for n in sizes])
-            axis.set_yticks([])
+        above.set_yscale("log")
+        above.set_yticks([])  # the points have their numbers
+        below.set(ylim=(0, 1.2 * most), yticks=[0])  # one scale for all, in which small growth looks small
+        for axis in (above, below):
             axis.minorticks_off()
-        below.set_yscale("linear")
-        below.set_ylim(0, 1.2 * most)  # the same in all: they hardly grow
         above.set_title(f"slope {slope:.2f}")
         below.set_xlabel(title)
     axes[0, 0].set_ylabel("seconds (logarithmic)")

@@ -1,6 +1,6 @@
 """Measure how fast training is: beside the conventional pipeline, beside the hardware's limit, and to 99.4 %.
 
-    python benchmarks/speed.py                      # everything, about half an hour on two cores
+    python benchmarks/speed.py                      # everything, half an hour or more on two cores
     python benchmarks/speed.py pipelines profile    # some parts of it, a few minutes
 
 What is measured takes the place of the last measurement in results/speed.json. Compared pipelines take turns, each in a
