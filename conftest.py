@@ -20,7 +20,7 @@ def test_set():
     return load_mnist(train=False)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_loaders(train_set, test_set):
     """A function that makes a training loader of 600 real images and an evaluation loader of 500."""
 

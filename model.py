@@ -1,11 +1,15 @@
 """The assignment's network: a fully convolutional classifier of 28×28 digits with 19,712 parameters."""
 
+import copy
+from typing import NamedTuple
+
+import torch
 from torch import Tensor, nn
 
 IMAGE_SHAPE = (1, 28, 28)  # channels, height, width of one image
-CLASSES = 10
+NUM_CLASSES = 10
 WIDTH = 16  # channels of the first layer
-DROPOUT = 0.005  # light: the next BatchNorm still sees its zeros (Li et al., 2018, arxiv.org/abs/1801.05134)
+DROPOUT = 0.01  # light: the next BatchNorm still sees its zeros (Li et al., 2018, arxiv.org/abs/1801.05134)
 
 
 def conv_block(in_channels: int, out_channels: int, dropout: float | None = None, padding: int = 0) -> nn.Sequential:
@@ -41,7 +45,7 @@ class Net(nn.Module):
             conv_block(width, width, dropout),
             conv_block(width, 2 * width, dropout),
         )
-        self.head = nn.Sequential(nn.Conv2d(2 * width, CLASSES, kernel_size=1, bias=False), nn.AvgPool2d(5))
+        self.head = nn.Sequential(nn.Conv2d(2 * width, NUM_CLASSES, kernel_size=1, bias=False), nn.AvgPool2d(5))
 
     def forward(self, images: Tensor) -> Tensor:
         """Map float images (N, 1, 28, 28) to logits (N, 10); any other shape raises ValueError."""
@@ -52,4 +56,39 @@ class Net(nn.Module):
 
 def count_parameters(model: nn.Module) -> int:
     """The number of trainable parameters."""
-    return sum(p.numel() for p in model.parameters())
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+class LayerRow(NamedTuple):
+    """One layer: its kind, output shape (C, H, W) or (features,), and geometry in pixels (of the image, from jump)."""
+
+    layer: str
+    output: tuple[int, ...]
+    kernel: int
+    stride: int
+    jump: int
+    receptive_field: int
+    parameters: int
+
+
+def layer_table(model: nn.Module) -> list[LayerRow]:
+    """List the layers of a model that is one chain, in the order in which an image passes them.
+
+    The jump is the distance, in image pixels, between two neighbouring outputs of a layer. Its receptive field, the
+    side of the square that one output sees, exceeds the previous one by (kernel - 1) · the previous jump: Araujo et
+    al., "Computing receptive fields of convolutional neural networks", Distill, 2019. What runs is a copy of the model.
+    """
+    rows, probe = [], copy.deepcopy(model).cpu().eval()
+
+    def add_row(layer: nn.Module, _inputs: tuple[Tensor], output: Tensor) -> None:
+        kernel, stride = (size[0] if isinstance(size, tuple) else size
+                          for size in (getattr(layer, "kernel_size", 1), getattr(layer, "stride", 1)))
+        jump, field = (rows[-1].jump, rows[-1].receptive_field) if rows else (1, 1)
+        rows.append(LayerRow(type(layer).__name__, tuple(output.shape[1:]), kernel, stride, jump * stride,
+                             field + (kernel - 1) * jump, count_parameters(layer)))
+
+    for layer in probe.modules():
+        if not list(layer.children()):
+            layer.register_forward_hook(add_row)
+    probe(torch.zeros(1, *IMAGE_SHAPE))
+    return rows

@@ -1,16 +1,14 @@
-"""Read distorted test images, and handwriting that is not MNIST, with the stored network and the original recipe's.
+"""Accuracy on distorted test images, and on handwriting that is not MNIST's, of several networks of each recipe.
 
     pip install scikit-learn
-    python benchmarks/robustness.py
-
-The original recipe's network is trained first, unless results/original.pt holds it; stopped, the same command goes on
-from the last epoch. The results take the place of the last ones in results/robustness.json.
+    python -m benchmarks.accuracy final baseline --seeds 5 --keep      # trains the networks, in results/networks
+    python -m benchmarks.robustness                                    # writes results/robustness.json
 """
 
 import argparse
-import hashlib
 import json
 import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,17 +20,12 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-from benchmarks.accuracy import build, config_of, settings_of  # noqa: E402
-from benchmarks.evidence import environment, save_run  # noqa: E402
-from checkpoint import write_whole  # noqa: E402
-from handwriting import prepare_digit  # noqa: E402
-from model import IMAGE_SHAPE  # noqa: E402
-from utils import Loader, fit, get_device, load_mnist, load_run, normalise, set_seed  # noqa: E402
+from handwriting import prepare_digit
+from model import IMAGE_SHAPE
+from utils import atomic_write, describe_environment, get_device, load_mnist, load_run, normalise
 
-RESULTS = ROOT / "benchmarks" / "results" / "robustness.json"
-ORIGINAL = RESULTS.with_name("original.pt")
+RESULTS = Path(__file__).with_name("results") / "robustness.json"
+NETWORKS = RESULTS.with_name("networks")
 
 
 def affine(images: Tensor, angle: float = 0, shift: tuple[int, int] = (0, 0), scale: float = 1) -> Tensor:
@@ -42,8 +35,8 @@ def affine(images: Tensor, angle: float = 0, shift: tuple[int, int] = (0, 0), sc
 
 def add_noise(images: Tensor, sd: float) -> Tensor:
     """Add Gaussian noise, always the same, and cut the result off at black and white."""
-    generator = torch.Generator().manual_seed(0)
-    return (images + sd * torch.randn(images.shape, generator=generator)).clamp(0, 1)
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images.device)
+    return (images + sd * noise).clamp(0, 1)
 
 
 # Each distortion: its strengths, and the variants of one strength, whose accuracies are averaged; images are in [0, 1].
@@ -62,34 +55,28 @@ DISTORTIONS: dict[str, tuple[tuple[float, ...], Callable[[Tensor, float], list[T
     "contrast (factor)": (
         (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2), lambda x, factor: [TF.adjust_contrast(x, factor)]),
 }
+# Moderate and strong ones, which every run of `benchmarks.accuracy` records for the images it is scored on.
+SAMPLE = [("shift (pixels)", 5), ("rotation (degrees)", 30), ("scale (factor)", 0.6),
+          ("noise (standard deviation)", 0.3), ("noise (standard deviation)", 0.5),
+          ("blur (standard deviation in pixels)", 2), ("contrast (factor)", 0.3), ("contrast (factor)", 0.2)]
 
 
-def digest(model: nn.Module) -> str:
-    """Twelve hexadecimal digits that tell one set of weights from another."""
-    values = (value.detach().cpu().contiguous().numpy().tobytes() for value in model.state_dict().values())
-    return hashlib.sha256(b"".join(values)).hexdigest()[:12]
-
-
-def train_original(device: torch.device) -> None:
-    """Train the network by the original recipe and store the run, as the notebook stores that of the chosen recipe."""
-    settings = settings_of("original")
-    config = config_of(settings)
-    loaders = [Loader(*load_mnist(train), config, device, train) for train in (True, False)]
-    set_seed(config.seed)
-    model = build(settings).to(device)
-    history = fit(model, *loaders, checkpoint=ORIGINAL.with_suffix(".checkpoint"))
-    if len(history) < config.epochs:
-        sys.exit("stopped; the same command goes on from the last epoch")
-    save_run(ORIGINAL, model, config, history)
-
-
+@torch.no_grad()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """The accuracy in percent on float images in [0, 1]."""
-    device = next(model.parameters()).device
+    """The accuracy in percent on float images (N, 1, 28, 28) in [0, 1]."""
     model.eval()
-    with torch.no_grad():
-        logits = [model(part.to(device)).cpu() for part in normalise(images).split(200)]
-    return 100 * (torch.cat(logits).argmax(1) == labels).float().mean().item()
+    predicted = torch.cat([model(part).argmax(1) for part in normalise(images).split(200)])
+    return 100 * (predicted == labels).float().mean().item()
+
+
+def measure(model: nn.Module, images: Tensor, labels: Tensor, cases: list[tuple[str, float]]) -> list[float]:
+    """The accuracy in percent with each distortion of the given strength; uint8 images, on the model's device."""
+    images = images.float() / 255
+    results = []
+    for name, strength in cases:
+        variants = [accuracy(model, variant, labels) for variant in DISTORTIONS[name][1](images, strength)]
+        results.append(round(sum(variants) / len(variants), 4))
+    return results
 
 
 def other_handwriting() -> tuple[Tensor, Tensor]:
@@ -103,34 +90,8 @@ def other_handwriting() -> tuple[Tensor, Tensor]:
         sys.exit("the other handwriting comes with scikit-learn: 'pip install scikit-learn', then run this again")
     data = load_digits()
     pages = np.pad(data.images / data.images.max(), [(0, 0), (8, 8), (8, 8)])  # digits touch the edge of their scan
-    images = [prepare_digit(page)["as in MNIST"] for page in pages]
+    images = [prepare_digit(page).digit for page in pages]
     return torch.from_numpy(np.stack(images)).view(-1, *IMAGE_SHAPE), torch.from_numpy(data.target)
-
-
-def examples(results: dict, image: Tensor) -> dict[str, tuple[str, Tensor]]:
-    """One image (1, 28, 28), in [0, 1], with each distortion at the strength at which most are misread."""
-    found = {}
-    for name, result in results["distortions"].items():
-        _, strength = min(zip(result["chosen"], result["strengths"], strict=True))
-        found[name] = f"{strength:g}", DISTORTIONS[name][1](image[None], strength)[0][0]
-    return found
-
-
-def measure(models: dict[str, nn.Module]) -> dict:
-    """The accuracy in percent of each network at each strength of each distortion, and on the other handwriting."""
-    images, labels = load_mnist(train=False)
-    images = images.float() / 255
-    distorted = {name: {"strengths": list(strengths), **{network: [] for network in models}}
-                 for name, (strengths, _) in DISTORTIONS.items()}
-    jobs = [(name, strength) for name, (strengths, _) in DISTORTIONS.items() for strength in strengths]
-    for name, strength in tqdm(jobs, desc="distortions", file=sys.stdout, leave=False):
-        variants = DISTORTIONS[name][1](images, strength)
-        for network, model in models.items():
-            results = [accuracy(model, variant, labels) for variant in variants]
-            distorted[name][network].append(round(sum(results) / len(results), 4))
-    other = other_handwriting()
-    return {"distortions": distorted,
-            "load_digits": {network: round(accuracy(model, *other), 4) for network, model in models.items()}}
 
 
 def read_results() -> dict:
@@ -140,20 +101,27 @@ def read_results() -> dict:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    device = get_device()
-    other_handwriting()  # if something is missing, say so before the training
-    if not ORIGINAL.exists():
-        train_original(device)
-    files = {"chosen": ROOT / "S6_MNIST.pt", "original": ORIGINAL}
-    models = {name: load_run(path)[0].to(device) for name, path in files.items()}
-    results = {**measure(models), "weights": {name: digest(model) for name, model in models.items()},
-               "environment": environment(device)}
-    write_whole(RESULTS, lambda part: part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8"))
-    for name, result in results["distortions"].items():
-        print(name)
-        for strength, *percent in zip(result["strengths"], *(result[network] for network in models), strict=True):
-            print(f"{strength:8}", *(f"{network} {p:.2f} %  " for network, p in zip(models, percent, strict=True)))
-    print("load_digits", *(f"{network} {p:.2f} %  " for network, p in results["load_digits"].items()))
+    device, (other, digits) = get_device(), other_handwriting()
+    images, labels = (tensor.to(device) for tensor in load_mnist(train=False))
+    cases = [(name, strength) for name, (strengths, _) in DISTORTIONS.items() for strength in strengths]
+    networks = {}
+    files = sorted(NETWORKS.glob("*.pt"))
+    if not files:
+        sys.exit(f"there is no network in {NETWORKS}: 'python -m benchmarks.accuracy final baseline --seeds 5 --keep'")
+    for path in tqdm(files, file=sys.stdout, leave=False):
+        model = load_run(path)[0].to(device)
+        recipe, seed = re.fullmatch(r"(.+)-(\d+)", path.stem).groups()
+        networks.setdefault(recipe, {})[seed] = {
+            "distortions": measure(model, images, labels, cases),
+            "load_digits": round(accuracy(model, other.to(device), digits.to(device)), 4)}
+    results = {"cases": cases, "networks": networks, "environment": describe_environment(device)}
+    atomic_write(RESULTS, lambda temporary: temporary.write_text(json.dumps(results) + "\n", encoding="utf-8"))
+    for number, (name, strength) in enumerate(cases):
+        means = [np.mean([run["distortions"][number] for run in runs.values()]) for runs in networks.values()]
+        print(f"{name:36}{strength:6}", *(f"{recipe} {mean:.2f} %  " for recipe, mean in zip(networks, means,
+                                                                                          strict=True)))
+    for recipe, runs in networks.items():
+        print(f"load_digits, {recipe}: {np.mean([run['load_digits'] for run in runs.values()]):.2f} %")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Measure how fast training is: beside the conventional pipeline, beside the hardware's limit, and to 99.4 %.
+"""Measure how fast training is: beside a common pipeline, beside one without data work, and to 99.4 %.
 
-    python benchmarks/speed.py                      # everything, half an hour or more on two cores
-    python benchmarks/speed.py pipelines profile    # some parts of it, a few minutes
+    python -m benchmarks.speed                      # everything, half an hour or more on two cores
+    python -m benchmarks.speed pipelines profile    # some parts of it, a few minutes
 
-What is measured takes the place of the last measurement in results/speed.json. Compared pipelines take turns, each in a
-process of its own, so that a change of the machine's speed affects all alike.
+What is measured takes the place of the last measurement in results/speed.json. Compared pipelines run in turn, each in
+a process of its own, so that a change of the machine's speed affects all alike.
 """
 
 import argparse
@@ -16,57 +16,48 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from unittest import mock
 
-start = time.perf_counter()  # the import of PyTorch is a part of the start-up
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+from torchvision import transforms
+from torchvision.datasets import MNIST
+from tqdm import tqdm
 
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import Tensor  # noqa: E402
-from torch.utils.data import DataLoader, Subset  # noqa: E402
-from torchvision import transforms  # noqa: E402
-from torchvision.datasets import MNIST  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import utils
+from benchmarks.accuracy import build, read_recipe
+from model import WIDTH, Net
+from utils import MAX_EPOCHS, MEAN, ROOT, STD, TARGET, Config, Loader, load_mnist, training_precision
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-import utils  # noqa: E402
-from benchmarks.accuracy import config_of, settings_of  # noqa: E402
-from benchmarks.evidence import environment  # noqa: E402
-from benchmarks.figures import plot_scaling, save_figure  # noqa: E402
-from checkpoint import write_whole  # noqa: E402
-from model import WIDTH, Net  # noqa: E402
-from utils import MAX_EPOCHS, MEAN, STD, TARGET, Config, Loader  # noqa: E402
-
-NO_BARS = mock.patch.dict(os.environ, TQDM_DISABLE="1")  # for the time in which processes start: they inherit it
-IMPORT_SECONDS = time.perf_counter() - start
-RESULTS = ROOT / "benchmarks" / "results" / "speed.json"
+RESULTS = Path(__file__).with_name("results") / "speed.json"
 TRAINING, TEST = 60_000, 10_000  # images of an epoch and of its evaluation
-SIZES = {  # what `measure_scaling` varies, and the options of `Ours` that go with each size
+SIZES = {  # what `measure_scaling` varies, and the options of `TensorPipeline` that go with each size
     "batch size": {n: {"images": 6_000, "config": Config(epochs=1, batch_size=n)} for n in (16, 32, 64, 128, 256, 512)},
     "training images": {n: {"images": n} for n in (15_000, 30_000, 60_000)},
     "width": {n: {"images": 6_000, "width": n} for n in (8, 16, 32, 64)},
 }
 
 
-class Conventional:
+class DataLoaderPipeline:
     """A common pipeline: a DataLoader reads one PIL image at a time, by default in the main process; float32, SGD."""
 
-    def __init__(self, images: int, tests: int, workers: int = 0) -> None:
-        self.config = config_of(settings_of("original"))
+    def __init__(self, images: int, tests: int, device: torch.device, workers: int = 0) -> None:
+        self.config, network = read_recipe("baseline")
         normalise = [transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))]
-        rotate = transforms.RandomRotation((-self.config.rotation, self.config.rotation))
-        self.loaders = []
-        for train, number, steps in (True, images, [rotate, *normalise]), (False, tests, normalise):
-            dataset = Subset(MNIST(ROOT / "data", train, transforms.Compose(steps), download=True), range(number))
-            self.loaders.append(DataLoader(dataset, self.config.batch_size, shuffle=train, num_workers=workers,
-                                           persistent_workers=workers > 0))
-        self.device = utils.get_device()
-        self.model = Net(dropout=self.config.dropout).to(self.device)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), self.config.learning_rate, self.config.momentum)
+        augment = [transforms.RandomRotation(self.config.degrees), *normalise]
+        self.loaders = [
+            DataLoader(Subset(MNIST(ROOT / "data", train, transforms.Compose(steps), download=True), range(number)),
+                       self.config.batch_size, shuffle=train, num_workers=workers, persistent_workers=workers > 0)
+            for train, number, steps in ((True, images, augment), (False, tests, normalise))]
+        self.device, self.model = device, build(**network).to(device)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), self.config.sgd_lr, self.config.momentum)
 
     def train(self) -> None:
         self.model.train()
@@ -77,35 +68,33 @@ class Conventional:
             self.optimizer.step()
 
     def evaluate(self) -> float:
-        self.model.eval()
-        with torch.no_grad():
-            right = sum((self.model(images.to(self.device)).argmax(1).cpu() == labels).sum().item()
-                        for images, labels in self.loaders[1])
-        return 100 * right / len(self.loaders[1].dataset)
+        return utils.evaluate(self.model, self.loaders[1])[1]
 
 
-class Ours:
+class TensorPipeline:
     """An epoch as `utils.fit` makes it: augmentation, training, the weights' average, evaluation."""
 
-    training_loader = Loader
+    train_loader = Loader
 
-    def __init__(self, images: int, tests: int, config: Config | None = None, width: int = WIDTH) -> None:
-        self.config, device = config or Config(epochs=1), utils.get_device()
+    def __init__(self, images: int, tests: int, device: torch.device, config: Config | None = None,
+                 width: int = WIDTH) -> None:
+        self.config = config or Config(epochs=1)
         utils.reuse_memory()
-        self.loaders = [loader(*(t[:number].clone() for t in utils.load_mnist(train)), self.config, device, train)
-                        for loader, train, number in ((self.training_loader, True, images), (Loader, False, tests))]
-        self.model = Net(width, self.config.dropout).to(device, memory_format=utils.layout(device))
+        self.loaders = [loader(*(t[:number].clone() for t in load_mnist(train)), self.config, device, train)
+                        for loader, train, number in ((self.train_loader, True, images), (Loader, False, tests))]
+        self.model = Net(width, self.config.dropout).to(device, memory_format=utils.memory_format_for(device))
         self.optimizers = utils.make_optimizers(self.model, self.config, 100 * len(self.loaders[0]))
-        self.average = [(value.clone(), value) for value in self.model.state_dict().values()]
+        self.averages = [(value.clone(), value) for value in self.model.state_dict().values()]
 
     def train(self) -> None:
-        utils.train_epoch(self.model, self.loaders[0], self.optimizers, self.average)
+        self.loaders[0].epoch = 1  # every turn has the same work: past the last epoch no image is augmented
+        utils.train_epoch(self.model, self.loaders[0], self.optimizers, self.averages)
 
     def evaluate(self) -> float:
         return utils.evaluate(self.model, self.loaders[1])[1]
 
 
-class Resident(Loader):
+class CachedBatchLoader(Loader):
     """The same images in every step, made once: no data work at all."""
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -115,28 +104,29 @@ class Resident(Loader):
         return iter([self.batch] * full + [tuple(part[:rest] for part in self.batch)] * (rest > 0))
 
 
-class Limit(Ours):
-    """The optimiser's steps of ours, without data work."""
+class NoDataPipeline(TensorPipeline):
+    """The training steps of `TensorPipeline` on a cached batch: the difference is the cost of loading the data."""
 
-    training_loader = Resident
-
-
-PIPELINES = {"conventional": Conventional, "ours": Ours, "limit": Limit}
+    train_loader = CachedBatchLoader
 
 
-def clock() -> float:
+PIPELINES = {"conventional": DataLoaderPipeline, "ours": TensorPipeline, "limit": NoDataPipeline}
+KEPT = []  # in a process of `run_interleaved`: its pipeline
+
+
+def clock(device: torch.device) -> float:
     """The time in seconds, when the device has done all it was asked for."""
-    device = utils.get_device()
     if device.type != "cpu":
         torch.get_device_module(device).synchronize()
     return time.perf_counter()
 
 
-def timed(act: Callable) -> float:
-    """The seconds that a call takes."""
-    start = clock()
-    act()
-    return clock() - start
+@contextmanager
+def timed(seconds: list[float], device: torch.device) -> Iterator[None]:
+    """Append the seconds that the block takes."""
+    start = clock(device)
+    yield
+    seconds.append(clock(device) - start)
 
 
 def peak_memory() -> int | None:
@@ -146,278 +136,247 @@ def peak_memory() -> int | None:
     return next((int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM")), None)
 
 
-def serve(name: str, options: dict, threads: int, pipe) -> None:
-    """Run a pipeline in a process of its own: a turn whenever asked for one, until told to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one, and ends it
-    torch.set_num_threads(threads)
-    made = []
-    data_seconds = timed(lambda: made.append(PIPELINES[name](**options)))
-    pipeline = made[0]
-    first = PIPELINES[name](**{**options, "images": pipeline.config.batch_size, "tests": 64})
-    pipe.send({"import": IMPORT_SECONDS, "data and network": data_seconds, "first step": timed(first.train)})
-    del first
-    while pipe.recv():
-        pipe.send({"train": timed(pipeline.train), "evaluate": timed(pipeline.evaluate)})
-    pipe.send(peak_memory())
+@contextmanager
+def own_processes(names: Iterable[str]) -> Iterator[Callable]:
+    """A function `call(name, act, *args)`, which returns act(*args) from a new process kept for that name.
 
+    RuntimeError names a process that fails or dies. No process is left, even after an error or Ctrl-C.
+    """
+    pools = {name: ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) for name in names}
 
-def take_turns(jobs: dict[str, tuple[str, dict]], repetitions: int, title: str) -> dict[str, dict]:
-    """Let pipelines, given by name and options, run in turn; return the start-up, the seconds and the peak of each."""
-    context, processes, results = multiprocessing.get_context("spawn"), {}, {}
+    def call(name: str, act: Callable, *args):
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a new process inherits it: Ctrl-C is for this one
+        try:
+            try:
+                future = pools[name].submit(act, *args)
+            finally:
+                signal.signal(signal.SIGINT, handler)
+            return future.result()
+        except Exception as error:
+            raise RuntimeError(f"the process of the pipeline {name!r} failed: see above why") from error
+
     try:
-        for key, (name, options) in jobs.items():
-            pipe, other = context.Pipe()
-            process = context.Process(target=serve, args=(name, options, torch.get_num_threads(), other))
-            with NO_BARS:
-                process.start()
-            processes[key] = pipe, process
-            other.close()  # so that a process that dies is noticed
-            results[key] = {"start": pipe.recv(), "train": [], "evaluate": []}
-        for turn in tqdm(range(repetitions + 1), desc=title, file=sys.stdout):
-            for key, (pipe, _) in processes.items():
-                pipe.send(True)
-                seconds = pipe.recv()
-                if turn:  # the first turn warms up
-                    for part, value in seconds.items():
-                        results[key][part].append(round(value, 4))
-        for key, (pipe, process) in processes.items():
-            pipe.send(False)
-            results[key]["peak_memory"] = pipe.recv()
-            process.join()
-    except EOFError as error:
-        raise RuntimeError(f"the process of the pipeline {key!r} ended before its turn: see above why") from error
+        yield call
+        for pool in pools.values():
+            pool.shutdown()
     finally:
-        for _, process in processes.values():
-            process.kill()  # what an error or Ctrl-C has left
+        for process in multiprocessing.active_children():
+            process.kill()
             process.join()
-    return results
 
 
-def take_tenths(jobs: dict[str, tuple[str, dict]], repetitions: int, title: str) -> dict[str, dict]:
-    """The results of turns that last a tenth of an epoch, as seconds of whole epochs."""
+def worker(device: torch.device, name: str, options: dict, started: float) -> dict[str, float]:
+    """Make a pipeline, which this process keeps; return the seconds of its start-up, Python's own with the imports."""
+    seconds = [time.time() - started]
+    with timed(seconds, device):
+        KEPT.append(PIPELINES[name](**options, device=device))
+    small = PIPELINES[name](**{**options, "images": KEPT[0].config.batch_size, "tests": 64}, device=device)
+    with timed(seconds, device):
+        small.train()
+    return dict(zip(("import", "data and network", "first step"), seconds, strict=True))
+
+
+def run_turn(device: torch.device) -> tuple[float, float]:
+    """The seconds that this process's pipeline takes in training and in evaluation."""
+    seconds = []
+    for act in KEPT[0].train, KEPT[0].evaluate:
+        with timed(seconds, device):
+            act()
+    return tuple(round(s, 4) for s in seconds)
+
+
+def run_interleaved(jobs: dict[str, tuple[str, dict]], repetitions: int, device: torch.device, title: str) -> dict:
+    """Run pipelines, given by name and options, in turn; return the seconds and the peak memory (MiB) of each."""
+    with own_processes(jobs) as call:
+        start = {key: call(key, worker, device, *job, time.time()) for key, job in jobs.items()}
+        turns = [{key: call(key, run_turn, device) for key in jobs}
+                 for _ in tqdm(range(repetitions + 1), desc=title, file=sys.stdout)][1:]  # the first turn warms up
+        return {key: {"start": start[key], "train": [turn[key][0] for turn in turns],
+                      "evaluate": [turn[key][1] for turn in turns], "peak_memory": call(key, peak_memory)}
+                for key in jobs}
+
+
+def time_tenth_epochs(jobs: dict[str, tuple[str, dict]], *args) -> dict:
+    """As `run_interleaved`, with turns that last a tenth of an epoch, given as seconds of whole epochs."""
     tenth = {"images": TRAINING // 10, "tests": TEST // 10}
-    jobs = {key: (name, {**tenth, **options}) for key, (name, options) in jobs.items()}
-    results = take_turns(jobs, repetitions, title)
+    results = run_interleaved({key: (name, {**tenth, **options}) for key, (name, options) in jobs.items()}, *args)
     for result in results.values():
-        for part in "train", "evaluate":
-            result[part] = [10 * seconds for seconds in result[part]]
+        result.update({part: [round(10 * seconds, 3) for seconds in result[part]] for part in ("train", "evaluate")})
     return results
 
 
-def measure_pipelines(repetitions: int) -> dict:
+def measure_pipelines(repetitions: int, device: torch.device) -> dict:
     """Seconds of an epoch of each pipeline, in training and evaluation."""
-    return take_tenths({name: (name, {}) for name in PIPELINES}, repetitions, "pipelines")
+    return time_tenth_epochs({name: (name, {}) for name in PIPELINES}, repetitions, device, "pipelines")
 
 
-def measure_workers(repetitions: int) -> dict:
+def measure_workers(repetitions: int, device: torch.device) -> dict:
     """The conventional pipeline as it is, and with as many workers to read the images as PyTorch has threads."""
-    jobs = {"without": ("conventional", {}), "with": ("conventional", {"workers": torch.get_num_threads()})}
-    return {"workers": torch.get_num_threads(), **take_tenths(jobs, repetitions, "workers")}
+    workers = torch.get_num_threads()
+    jobs = {"without": ("conventional", {}), "with": ("conventional", {"workers": workers})}
+    return {"workers": workers, **time_tenth_epochs(jobs, repetitions, device, "workers")}
 
 
-def measure_profile(repetitions: int) -> dict:
+def measure_profile(repetitions: int, device: torch.device) -> dict:
     """Milliseconds (medians) of the parts of a step of ours, and of each layer run by itself on the step's images."""
-    ours = Ours(images=Config().batch_size * repetitions, tests=64, config=Config(epochs=1, plain=0))
-    device, batches = next(ours.model.parameters()).device, iter(ours.loaders[0])
-    precision = torch.autocast(device.type, dtype=torch.bfloat16, enabled=utils.has_bfloat16(device))
-    chain = [layer for layer in ours.model.modules() if not list(layer.children())]
-    layers = {f"{type(layer).__name__}-{number}": ([], []) for number, layer in enumerate(chain, start=1)}
-    parts = {name: [] for name in ("data", "forward", "backward", "optimisers", "average")}
+    config = Config(epochs=repetitions, no_aug_fraction=0)  # enough epochs for all steps, and all images augmented
+    ours = TensorPipeline(TRAINING, 64, device, config)
+    layers = [layer for layer in ours.model.modules() if not list(layer.children())]
+    batches = (batch for _ in range(repetitions) for batch in ours.loaders[0])
+    bfloat16 = training_precision(config, device) == "bfloat16"
+    precision = torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16)
+    parts, forward, backward = defaultdict(list), defaultdict(list), defaultdict(list)
     for step in tqdm(range(repetitions), desc="profile", file=sys.stdout):
-        stamps = [clock()]
-        images, labels = next(batches)
-        stamps.append(clock())
-        with precision:
-            logits = ours.model(images)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=ours.config.label_smoothing)
-        stamps.append(clock())
-        ours.model.zero_grad()
-        loss.backward()
-        stamps.append(clock())
-        for optimizer, scheduler in ours.optimizers:
-            optimizer.step()
-            scheduler.step()
-        stamps.append(clock())
-        utils.update_average(ours.average, step, ours.config.average_decay)
-        stamps.append(clock())
-        for seconds, before, after in zip(parts.values(), stamps[:-1], stamps[1:], strict=True):
-            seconds.append(after - before)
-        for layer, (forward, backward) in zip(chain, layers.values(), strict=True):  # the network is one chain
-            images = images.detach().requires_grad_(layer is not chain[0])
-            given = images.clone()  # since ReLU works in place
-            start = clock()
+        with timed(parts["data"], device):
+            images, labels = next(batches)
+        with timed(parts["forward"], device):
             with precision:
+                logits = ours.model(images)
+            loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
+        with timed(parts["backward"], device):
+            ours.model.zero_grad()
+            loss.backward()
+        with timed(parts["optimisers"], device):
+            for optimizer_or_scheduler in chain(*ours.optimizers):
+                optimizer_or_scheduler.step()
+        with timed(parts["average"], device):
+            utils.update_ema(ours.averages, step, config.ema_decay)
+        for number, layer in enumerate(layers, start=1):  # the network is one chain
+            name, images = f"{type(layer).__name__}-{number}", images.detach().requires_grad_(number > 1)
+            given = images.clone()  # since ReLU works in place
+            with timed(forward[name], device), precision:
                 images = layer(given)
-            forward.append(clock() - start)
             gradient = torch.ones_like(images)
-            backward.append(timed(lambda output=images, gradient=gradient: output.backward(gradient)))
-
-    def median(seconds: list[float]) -> float:
-        return round(1000 * statistics.median(seconds), 4)
-
-    return {"parts": {name: median(seconds) for name, seconds in parts.items()},
-            "layers": {name: [median(forward), median(backward)] for name, (forward, backward) in layers.items()}}
+            with timed(backward[name], device):
+                images.backward(gradient)
+    parts, forward, backward = ({name: round(1000 * statistics.median(seconds), 4) for name, seconds in times.items()}
+                                for times in (parts, forward, backward))
+    return {"parts": parts, "layers": {name: [forward[name], backward[name]] for name in forward}}
 
 
-def measure_scaling(repetitions: int) -> dict:
+def measure_scaling(repetitions: int, device: torch.device) -> dict:
     """Seconds and peak memory of a training epoch against batch size, number of images and width of the network."""
     results = {}
     for title, sizes in SIZES.items():
         jobs = {str(n): ("ours", {"tests": 64, **options}) for n, options in sizes.items()}
-        results[title] = {n: {"seconds": turn["train"], "peak_memory": turn["peak_memory"]}
-                          for n, turn in take_turns(jobs, repetitions, title).items()}
+        results[title] = {n: {"seconds": result["train"], "peak_memory": result["peak_memory"]}
+                          for n, result in run_interleaved(jobs, repetitions, device, title).items()}
     return results
 
 
-def reach_target(name: str, threads: int) -> list[dict]:
-    """Train from scratch, the conventional pipeline until it reaches the target; accuracy and seconds of each epoch."""
-    torch.set_num_threads(threads)
+def time_to_accuracy(name: str, device: torch.device) -> list[dict]:
+    """Train a recipe, or the conventional pipeline until it reaches the target, from scratch with seed 0.
+
+    Returns the accuracy in percent and the seconds, evaluation included, of each epoch.
+    """
     utils.set_seed(0)
     epochs = []
 
-    def note(accuracy: float, seconds: float) -> None:
-        epochs.append({"accuracy": accuracy, "seconds": round(seconds, 2)})
-        print(f"{name}, epoch {len(epochs)}: {accuracy:.2f} %, {seconds:.1f} s", flush=True)
+    def note(row: dict, *_) -> None:
+        epochs.append({"accuracy": row["val_accuracy"], "seconds": round(row["seconds"], 2)})
+        print(f"{name}, epoch {len(epochs)}: {row['val_accuracy']:.2f} %, {row['seconds']:.1f} s", flush=True)
 
     if name == "conventional":
-        pipeline = Conventional(TRAINING, TEST)
+        pipeline = DataLoaderPipeline(TRAINING, TEST, device)
         while len(epochs) < MAX_EPOCHS - 1 and (not epochs or epochs[-1]["accuracy"] < TARGET):
             start = time.perf_counter()
             pipeline.train()
-            note(pipeline.evaluate(), time.perf_counter() - start)
+            note({"val_accuracy": pipeline.evaluate(), "seconds": time.perf_counter() - start})
     else:
-        ours = Ours(TRAINING, TEST, config_of(settings_of(name)))
-        utils.fit(ours.model, *ours.loaders, lambda row, *_: note(row["val_accuracy"], row["seconds"]))
+        ours = TensorPipeline(TRAINING, TEST, device, read_recipe(name)[0])
+        utils.fit(ours.model, *ours.loaders, note)
     return epochs
 
 
-def measure_target(_repetitions: int) -> dict:
-    """The express recipe before and after a run of the conventional pipeline, one after another."""
-    results = {"conventional": [], "express": []}
-    for name in ("express", "conventional", "express"):
-        with NO_BARS, ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            results[name].append(pool.submit(reach_target, name, torch.get_num_threads()).result())
+def measure_time_to_accuracy(_repetitions: int, device: torch.device) -> dict:
+    """The recipe of two epochs before and after a run of the conventional pipeline, one after another."""
+    results = {"conventional": [], "two epochs": []}
+    for name in ("two epochs", "conventional", "two epochs"):
+        with own_processes([name]) as call:
+            results[name].append(call(name, time_to_accuracy, name, device))
     return results
 
 
+# How each part is measured, and in how many turns.
+PARTS = {"pipelines": (measure_pipelines, 10), "workers": (measure_workers, 20), "profile": (measure_profile, 50),
+         "scaling": (measure_scaling, 3), "time to accuracy": (measure_time_to_accuracy, 1)}
+
+
 def ratio(over: list[float], under: list[float]) -> tuple[float, float, float]:
-    """The median and the range of the quotients of two measurements that took turns."""
+    """The median, the minimum and the maximum of the turn-by-turn quotients of two measurements."""
     quotients = [a / b for a, b in zip(over, under, strict=True)]
     return statistics.median(quotients), min(quotients), max(quotients)
 
 
 def epoch_seconds(result: dict) -> list[float]:
-    """Seconds of a whole epoch, evaluation included, in each repetition."""
+    """Seconds of a whole epoch of a pipeline, evaluation included, in each turn."""
     return [t + e for t, e in zip(result["train"], result["evaluate"], strict=True)]
 
 
-def growth(group: dict) -> float:
+def growth(points: dict[str, dict]) -> float:
     """The slope of seconds per epoch against size, both as logarithms: 1 is growth in proportion."""
-    seconds = [math.log(statistics.median(point["seconds"])) for point in group.values()]
-    return statistics.linear_regression([math.log(int(n)) for n in group], seconds).slope
+    seconds = [math.log(statistics.median(point["seconds"])) for point in points.values()]
+    return statistics.linear_regression([math.log(int(n)) for n in points], seconds).slope
 
 
-def describe_pipelines(measured: dict) -> list[str]:
-    """A table of the pipelines, and their ratios turn by turn."""
-    lines = [f"{'pipeline':14}{'epoch (s)':>10}{'range':>16}{'training/s':>12}{'evaluation/s':>14}{'start (s)':>11}"
-             f"{'peak (MiB)':>12}"]
-    for name in PIPELINES:
-        result = measured[name]
-        epoch, train, evaluate = (statistics.median(seconds) for seconds in
-                                  (epoch_seconds(result), result["train"], result["evaluate"]))
-        span = f"{min(epoch_seconds(result)):.1f} to {max(epoch_seconds(result)):.1f}"
-        lines.append(f"{name:14}{epoch:10.1f}{span:>16}{TRAINING / train:12,.0f}{TEST / evaluate:14,.0f}"
-                     f"{sum(result['start'].values()):11.1f}{result['peak_memory'] or 'unknown':12}")
-    return [*lines, *ratios(measured)]
+def layer_kinds(profile: dict) -> dict[str, tuple[float, float]]:
+    """Milliseconds forward and backward of all layers of each kind, from the profile of a step."""
+    kinds = defaultdict(list)
+    for name, times in profile["layers"].items():
+        kinds[name.split("-")[0]].append(times)
+    return {kind: tuple(map(sum, zip(*times, strict=True))) for kind, times in kinds.items()}
 
 
-def ratios(measured: dict) -> list[str]:
-    """How ours compares with the conventional pipeline and with the limit, as medians and ranges over the turns."""
-    quick = ratio(epoch_seconds(measured["conventional"]), epoch_seconds(measured["ours"]))
-    near = (100 * quotient for quotient in ratio(measured["ours"]["train"], measured["limit"]["train"]))
-    return ["An epoch of ours is {:.1f} times as fast as a conventional one ({:.1f} to {:.1f}).".format(*quick),
-            "Training takes {:.0f} % of the time of the limit ({:.0f} to {:.0f} %).".format(*near)]
+def table(part: str, measured: dict) -> list[tuple]:
+    """Rows of a name and of what was measured, sums or medians, below their headings."""
+    if part == "profile":
+        kinds = [(kind, *ms) for kind, ms in layer_kinds(measured).items()]
+        return [("part", "ms"), *measured["parts"].items(), ("layers", "forward ms", "backward ms"), *kinds]
+    if part == "scaling":
+        return [("size", "seconds", "peak MiB")] + [
+            (f"{title} {n}", statistics.median(point["seconds"]), point["peak_memory"] or math.nan)
+            for title in SIZES for n, point in measured[title].items()]
+    if part == "time to accuracy":
+        return [("run", "epochs", "seconds", "accuracy %")] + [
+            (name, len(run), sum(epoch["seconds"] for epoch in run), run[-1]["accuracy"])
+            for name in ("conventional", "two epochs") for run in measured[name]]
+    seconds = {name: epoch_seconds(measured[name]) for name in (*PIPELINES, "without", "with") if name in measured}
+    return [("pipeline", "s an epoch", "minimum", "maximum")] + [
+        (name, statistics.median(values), min(values), max(values)) for name, values in seconds.items()]
 
 
-def describe_workers(measured: dict) -> list[str]:
-    """What worker processes make of a conventional epoch."""
-    seconds = [epoch_seconds(measured[key]) for key in ("with", "without")]
-    share = (100 * quotient for quotient in ratio(*seconds))
-    return ["With {} worker processes to read the images, a conventional epoch takes {:.1f} s instead of {:.1f} s: "
-            "{:.0f} % ({:.0f} to {:.0f} %).".format(measured["workers"], *map(statistics.median, seconds), *share)]
-
-
-def describe_profile(measured: dict) -> list[str]:
-    """Milliseconds of each part of a step, and of each layer."""
-    whole = sum(measured["parts"].values())
-    parts = [f"{name:16}{ms:8.2f} ms {ms / whole:7.1%}" for name, ms in measured["parts"].items()]
-    layers = [f"{name:16}{forward:8.2f} ms forward {backward:8.2f} ms backward"
-              for name, (forward, backward) in measured["layers"].items()]
-    return [*parts, *layers]
-
-
-def describe_scaling(measured: dict) -> list[str]:
-    """Seconds against size, with the slope."""
-    lines = []
-    for title in SIZES:
-        points = [f"{n}: {statistics.median(point['seconds']):.2f} s" for n, point in measured[title].items()]
-        lines.append(f"{title}: {', '.join(points)}; slope {growth(measured[title]):.2f}")
-    return lines
-
-
-def describe_target(measured: dict) -> list[str]:
-    """The time to the target, and what the express recipe takes beside it; whether each of them is at the target."""
-    slow, fast = (statistics.median(sum(epoch["seconds"] for epoch in run) for run in measured[name])
-                  for name in ("conventional", "express"))
-    run, short = measured["conventional"][0], measured["express"][0]
-    reached = "first reaches" if run[-1]["accuracy"] >= TARGET else "does not reach"
-    ends = " and ".join(sorted({f"{run[-1]['accuracy']:.2f} %" for run in measured["express"]}))
-    fewer = len(run) / len(short)
-    return [f"The conventional pipeline {reached} {TARGET} % in {len(run)} epochs, which take {slow:.0f} s; the "
-            f"express recipe ends at {ends} after {len(short)} epochs and {fast:.0f} s: {slow / fast:.1f} times as "
-            f"fast, with {fewer:.1f} times fewer epochs, each {slow / fast / fewer:.1f} times as fast."]
-
-
-PARTS = {  # how each part is measured, in how many turns, and how it is told
-    "pipelines": (measure_pipelines, 10, describe_pipelines),
-    "workers": (measure_workers, 20, describe_workers),
-    "profile": (measure_profile, 50, describe_profile),
-    "scaling": (measure_scaling, 3, describe_scaling),
-    "target": (measure_target, 1, describe_target),
-}
-
-
-def report(results: dict[str, dict], *parts: str) -> str:
-    """What was measured, in all parts or the given ones, as text."""
-    return "\n".join(line for part in parts or PARTS if part in results for line in PARTS[part][2](results[part]))
-
-
-def read_results() -> dict[str, dict]:
-    """The last measurement of each part, with the environment it was made in."""
-    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+def read_results(path: Path = RESULTS) -> dict[str, dict]:
+    """The last measurement of each part, with its environment; the precision is that of ours in training."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of: {', '.join(PARTS)} (default: all)")
-    parser.add_argument("--repetitions", type=int, help="turns of each measurement but that of the target")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__.split("\n\n")[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of: {', '.join(map(repr, PARTS))} (default: all)")
+    parser.add_argument("--repetitions", type=int, help="turns of each measurement but the time to accuracy")
+    parser.add_argument("--device", choices=("cpu", "cuda", "mps"), default=utils.get_device().type,
+                        help="default: the fastest")
     options = parser.parse_args()
     if options.repetitions is not None and options.repetitions < 1:
         parser.error(f"--repetitions is {options.repetitions}; a measurement needs 1 at least")
     if unknown := set(options.parts) - set(PARTS):
-        parser.error(f"{', '.join(sorted(unknown))}: there is no such part, but {', '.join(PARTS)}")
+        parser.error(f"{', '.join(sorted(unknown))}: there is no such part, but {', '.join(map(repr, PARTS))}")
+    os.environ["TQDM_DISABLE"] = "1"  # in the processes: only this one draws a bar
+    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # says that it cleans up what a killed process has left
+    device = torch.device(options.device)
     for part in options.parts or PARTS:
-        measure, turns, _ = PARTS[part]
+        measure, turns = PARTS[part]
         try:
-            measured = {**measure(options.repetitions or turns), "environment": environment(utils.get_device())}
+            measured = measure(options.repetitions or turns, device)
         except KeyboardInterrupt:
-            sys.exit(f"stopped; {part} and what follows it are not measured, and the results before are on record")
-        text = json.dumps({**read_results(), part: measured}, indent=1) + "\n"
-        write_whole(RESULTS, lambda path, text=text: path.write_text(text, encoding="utf-8"))
-        print(report({part: measured}))
-    if "scaling" in (options.parts or PARTS):
-        groups = {title: read_results()["scaling"][title] for title in SIZES}
-        save_figure(plot_scaling({title: (group, growth(group)) for title, group in groups.items()}), "scaling.png")
+            sys.exit(f"stopped; {part!r} and what follows it are not measured, and the results before are on record")
+        precision = "float32" if part == "workers" else training_precision(Config(), device)
+        environment = {**utils.describe_environment(device), "precision": precision}
+        print(f"{part}, on {environment['device']}:")
+        for name, *cells in table(part, measured):
+            print(f"{name:24}", *(f"{cell:>12}" if isinstance(cell, str) else f"{cell:12.2f}" for cell in cells))
+        text = json.dumps({**read_results(), part: {**measured, "environment": environment}}, indent=1) + "\n"
+        utils.atomic_write(RESULTS, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,11 @@
-"""The records of many runs are kept, read and summarised as they should be."""
+"""The records of many runs are made, kept, selected and summarised as they should be."""
 
+import functools
 import json
+import multiprocessing
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -9,39 +14,35 @@ from torch import nn
 from benchmarks import accuracy
 from model import IMAGE_SHAPE, Net, count_parameters
 
-SETTINGS = accuracy.settings_of("chosen")
+
+def record(seed, last=99.5, recipe="final", precision="float32", train_images=60_000, device="CPU (x)", **changes):
+    config, network = accuracy.read_recipe(recipe)
+    settings = {**asdict(config), **network, "precision": precision, **changes}
+    del settings["seed"]
+    return {"recipe": recipe, "settings": settings, "seed": seed, "train_images": train_images, "seconds": 1.0,
+            "test_accuracy": [98.0, last], "device": device}
 
 
-def record(seed, last, recipe="chosen", train_images=60_000, **changes):
-    return {"recipe": recipe, "settings": SETTINGS, "seed": seed, "train_images": train_images, "parameters": 19_712,
-            "test_accuracy": [98.0, 99.0, last], "seconds": 1.0, "device": "cpu", "versions": {}, **changes}
+def test_selection_takes_the_latest_run_of_a_seed_and_pools_no_two_places():
+    records = [record(1), record(0, 99.6), record(2, muon_lr=0.5), record(3, train_images=50_000), record(1, 99.7),
+               record(4, recipe="baseline"), record(5, recipe="final, dropout=0.01"), record(1, device="CUDA (x)"),
+               record(6, precision="bfloat16"), record(0, 99.1, precision="bfloat16")]
+    runs = accuracy.select(records, "final", 60_000)
+    assert [(r["seed"], r["test_accuracy"][-1]) for r in runs] == [(0, 99.6), (1, 99.7), (5, 99.5)]
+    assert accuracy.summarise(runs) == pytest.approx((3, 99.6, 0.1, 99.5, 99.7))
+    assert [r["seed"] for r in accuracy.select(records, "final", 60_000, "CPU, bfloat16")] == [0, 6]
+    assert [r["seed"] for r in accuracy.select(records, "final", 60_000, "CUDA, float32")] == [1]
 
 
-def test_summary_of_a_small_record():
-    result = accuracy.summarise([record(0, 99.6), record(1, 99.5), record(2, 99.7)])
-    assert result == pytest.approx((3, 99.6, 0.1, 99.5, 99.7))
-    assert accuracy.sampling_error(99.6) == pytest.approx(0.126, abs=0.001)
-
-
-def test_selection_takes_one_run_a_seed_of_the_present_recipe():
-    stale = {**SETTINGS, "learning_rate": 0.5}
-    records = [record(1, 99.6), record(0, 99.5), record(2, 99.9, settings=stale), record(3, 99.9, train_images=50_000),
-               record(4, 99.9, settings=accuracy.settings_of("original")), record(1, 99.7, "candidate")]
-    runs = accuracy.select(records, "chosen", 60_000)
-    assert [(r["seed"], r["test_accuracy"][-1]) for r in runs] == [(0, 99.5), (1, 99.7)]
-
-
-def test_damaged_line_loses_no_other_run(tmp_path, capsys):
+def test_two_writers_lose_no_run_not_even_after_a_torn_line(tmp_path, capsys):
     path = tmp_path / "records.jsonl"
-    for seed in range(2):
-        accuracy.append_record(record(seed, 99.5), path)
-    with path.open("a") as file:
-        file.write(json.dumps(record(2, 99.5))[:50])  # killed in the middle of a line
-    assert [r["seed"] for r in accuracy.read_records(path)] == [0, 1]
-    assert "line 3: not a whole record" in capsys.readouterr().err
-    accuracy.append_record(record(3, 99.5), path)
-    assert [r["seed"] for r in accuracy.read_records(path)] == [0, 1, 3]
-    assert accuracy.read_records(tmp_path / "none.jsonl") == []
+    assert accuracy.read_records(path) == []
+    path.write_text(json.dumps(record(0)) + "\n" + json.dumps(record(1))[:50])  # killed in the middle of a line
+    accuracy.append_record(record(2), path)
+    with multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn").Pool(2) as pool:
+        pool.map(functools.partial(accuracy.append_record, path=path), map(record, range(3, 103)), chunksize=1)
+    assert sorted(r["seed"] for r in accuracy.read_records(path)) == [0, *range(2, 103)]
+    assert "line 2: not a whole record" in capsys.readouterr().err
 
 
 def test_split_is_fixed_stratified_and_whole(train_set):
@@ -55,61 +56,61 @@ def test_split_is_fixed_stratified_and_whole(train_set):
 
 @pytest.mark.parametrize("recipe", accuracy.RECIPES)
 def test_every_recipe_builds_its_network(recipe):
-    settings = accuracy.settings_of(recipe)
-    model = accuracy.build(settings)
+    config, network = accuracy.read_recipe(recipe)
+    model = accuracy.build(**network)
     assert model(torch.rand(4, *IMAGE_SHAPE)).shape == (4, 10)
-    network = Net(int(recipe.removeprefix("width "))) if recipe.startswith("width ") else Net()
-    changed = count_parameters(model) - count_parameters(network)
+    changed = count_parameters(model) - count_parameters(Net(network["width"]))
     assert changed == {"without BatchNorm": -288, "fully connected for GAP": 2_510}.get(recipe, 0)
-    assert model.stage1[0][3].p == settings["dropout"] == accuracy.config_of(settings).dropout
+    assert model.stage1[0][3].p == config.dropout
     expected = {"without BatchNorm": (nn.ReLU, nn.Identity), "BatchNorm before ReLU": (nn.BatchNorm2d, nn.ReLU)}
     assert (type(model.stage1[0][1]), type(model.stage1[0][2])) == expected.get(recipe, (nn.ReLU, nn.BatchNorm2d))
 
 
-def test_frontier_groups_runs_by_size_and_by_epochs():
-    sizes = {"width 6": 2_952, "width 16": 19_712, "10 epochs": 19_712, "express": 19_712, "chosen": 19_712}
-    runs = [record(seed, 99.0, name, parameters=parameters, settings=accuracy.settings_of(name))
-            for name, parameters in sizes.items() for seed in (1, 0)]
-    widths, epochs = accuracy.frontier(runs)
-    assert [(size, [(r["recipe"], r["seed"]) for r in group]) for size, group in widths.items()] == [
-        (2_952, [("width 6", 0), ("width 6", 1)]), (19_712, [("width 16", 0), ("width 16", 1)])]
-    assert [(n, group[0]["recipe"]) for n, group in epochs.items()] == [
-        (2, "express"), (10, "10 epochs"), (19, "width 16")]
-
-
-def test_candidates_change_a_recipe():
-    settings = accuracy.settings_of("original, dropout=0.25, muon=true")
-    assert (settings["dropout"], settings["muon"], settings["learning_rate"]) == (0.25, True, 0.01)
-    with pytest.raises(ValueError, match=r"Config\.dropout is 2"):
-        accuracy.settings_of("chosen, dropout=2")
-
-
-@pytest.mark.parametrize(("options", "message"), [
-    (["chosn"], "'chosn' is no recipe"),
-    (["chosen", "--set", "dropout"], "--set dropout: write FIELD=VALUE with a value in JSON"),
-    (["chosen", "--set", "dropout=high"], "--set dropout=high: write FIELD=VALUE"),
-    (["chosen", "--set", "droput=0.1"], "droput"),
-    (["chosen", "--set", "seed=5"], "--first-seed and --seeds choose seeds"),
-    (["chosen", "--set", 'network="none"'], "network is 'none'; it takes None, 'without BatchNorm'"),
-    (["chosen", "--set", "width=-3"], "width is -3; it takes a whole number from 1"),
-    (["chosen", "--seeds", "0"], "--seeds is 0; it must be at least 1"),
-    (["chosen", "--first-seed", "-1"], "--first-seed is -1; it must be at least 0"),
-    (["chosen", "--processes", "0"], "--processes is 0; it must be at least 1"),
+@pytest.mark.parametrize("options", [
+    ["finl"], *(["final", "--set", text] for text in (
+        "dropout", "dropout=high", "dropout=2", "droput=0.1", "seed=5", 'network="none"', "width=-3", "width=true")),
+    *(["final", option, value] for option, value in (
+        ("--seeds", "0"), ("--first-seed", "-1"), ("--first-seed", str(2**31)), ("--processes", "0"))),
 ])
-def test_wrong_options_are_named(options, message, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["accuracy.py", *options])
+def test_wrong_options_are_named(options, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["accuracy", *options])
     with pytest.raises(SystemExit, match="2"):
         accuracy.main()
-    assert message in capsys.readouterr().err
+    assert options[-1].split("=")[0].strip("-") in capsys.readouterr().err
 
 
-def test_a_run_is_recorded_whole(monkeypatch, train_set, test_set, capsys):
+def test_failed_run_fails_the_command_which_then_goes_on_from_there(monkeypatch, tmp_path):
+    made, path = [], tmp_path / "records.jsonl"
+
+    def run(recipe, seed, *_):
+        made.append(seed)
+        return record(seed, recipe=recipe) if seed != 1 or len(made) > 3 else 1 / 0
+
+    for name, value in {
+            "run": run, "RECORDS": path, "ProcessPoolExecutor": lambda *_: ThreadPoolExecutor(1),
+            "append_record": functools.partial(accuracy.append_record, path=path),
+            "read_records": functools.partial(accuracy.read_records, path=path)}.items():
+        monkeypatch.setattr(accuracy, name, value)
+    monkeypatch.setattr(accuracy.signal, "signal", lambda *_: None)
+    monkeypatch.setenv("TQDM_DISABLE", "")  # so that what the command sets is undone
+    monkeypatch.setattr("sys.argv", ["accuracy", "final", "--set", 'precision="float32"', "--device", "cpu"])
+    with pytest.raises(SystemExit, match="1 of 3 runs failed"):
+        accuracy.main()
+    accuracy.main()
+    assert made == [0, 1, 2, 1]
+    monkeypatch.setattr(accuracy, "RECORDS", path / "none")
+    monkeypatch.setattr("sys.argv", [*sys.argv, "--seeds", "9"])
+    with pytest.raises(SystemExit, match="cannot be written"):
+        accuracy.main()
+    assert len(made) == 4  # what cannot be recorded is not trained
+
+
+def test_run_is_recorded_whole(monkeypatch, train_set, test_set):
     monkeypatch.setitem(accuracy.RECIPES, "tiny", {"epochs": 2, "batch_size": 100})
     small = {True: [t[:1200] for t in train_set], False: [t[:500] for t in test_set]}
     monkeypatch.setattr(accuracy, "load_mnist", lambda train: small[train])
-    done = accuracy.run("tiny", 0, split=True)
-    assert (done["recipe"], done["seed"], done["train_images"], done["parameters"]) == ("tiny", 0, 1000, 19_712)
-    assert len(done["test_accuracy"]) == len(done["validation_accuracy"]) == 2
-    assert done["settings"]["epochs"] == 2
-    assert json.loads(json.dumps(done)) == done
-    assert "tiny, seed 0: epoch 2/2" in capsys.readouterr().out
+    for split, images, scored in ((True, 1000, "validation_accuracy"), (False, 1200, "test_accuracy")):
+        done = accuracy.run("tiny", 7, split, "cpu", keep=False)
+        assert (done["seed"], done["train_images"], done["parameters"], len(done[scored])) == (7, images, 19_712, 2)
+        assert accuracy.select([json.loads(json.dumps(done))], "tiny", images) == [done]
+        assert len(done["distorted"]) == len(accuracy.SAMPLE)

@@ -1,39 +1,34 @@
-"""The network is the assignment's, to the byte of its summary, and refuses what it cannot read."""
+"""The network is the assignment's, to the byte of its summary; Muon moves its weights by orthogonal matrices."""
 
-from pathlib import Path
+import copy
 
 import pytest
 import torch
 from torch import nn
 from torchsummary import summary
 
-from benchmarks.evidence import layer_table
-from model import IMAGE_SHAPE, Net
-
-
-def count(model):
-    return sum(p.numel() for p in model.parameters())
+from model import IMAGE_SHAPE, Net, count_parameters, layer_table
+from muon import Muon, orthogonalize
+from utils import ROOT
 
 
 def test_summary_is_the_assignments(capsys):
     summary(Net().eval(), IMAGE_SHAPE, device="cpu")
-    assert capsys.readouterr().out == (Path(__file__).parent / "summary.txt").read_text(encoding="utf-8")
+    assert capsys.readouterr().out == (ROOT / "tests" / "summary.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("width", "parameters"), [(16, 19_712), (8, 5_120), (6, 2_952), (4, 1_376)])
 def test_width_scales_every_channel_count(width, parameters):
     model = Net(width)
-    assert count(model) == parameters
+    assert count_parameters(model) == parameters
+    assert count_parameters(model.requires_grad_(False)) == 0  # only what is trained is counted
     assert model(torch.zeros(2, *IMAGE_SHAPE)).shape == (2, 10)
 
 
-def test_dropout_is_used_everywhere_or_as_asked():
-    assert [m.p for m in Net(dropout=0.3).modules() if isinstance(m, nn.Dropout2d)] == [0.3] * 6
-    torch.manual_seed(0)
-    images = torch.rand(4, *IMAGE_SHAPE)
-    noisy, quiet = Net(dropout=0.5), Net(dropout=0.0)
-    assert not torch.equal(noisy(images), noisy(images))
-    assert torch.equal(quiet(images), quiet(images))
+def test_dropout_follows_batchnorm_with_the_probability_asked():
+    layers = [m for m in Net(dropout=0.3).modules() if not list(m.children())]
+    found = [(type(layers[i - 1]), layer.p) for i, layer in enumerate(layers) if isinstance(layer, nn.Dropout2d)]
+    assert found == [(nn.BatchNorm2d, 0.3)] * 6
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 32, 32), (1, 3, 28, 28), (1, 28, 28), (28, 28), (1, 1, 28, 27)])
@@ -43,41 +38,44 @@ def test_other_shapes_are_refused(shape):
     assert str(shape) in str(error.value)
 
 
-def test_receptive_fields_and_parameters():
-    rows = layer_table(Net())
-    convolutions = [row for row in rows if row.layer == "Conv2d"]
-    assert [row.receptive_field for row in convolutions] == [3, 5, 7, 7, 12, 16, 20, 24, 24]
-    assert [row.jump for row in convolutions] == [1, 1, 1, 1, 2, 2, 2, 2, 2]
-    pool = next(row for row in rows if row.layer == "MaxPool2d")
-    assert (pool.output, pool.kernel, pool.stride, pool.jump, pool.receptive_field) == ((16, 11, 11), 2, 2, 2, 8)
-    assert rows[-1].output == (10, 1, 1)
-    assert sum(row.parameters for row in rows) == 19_712
+def test_layer_table_has_receptive_fields_and_leaves_the_model_alone():
+    before, state = copy.deepcopy(model := Net()), torch.get_rng_state()
+    rows = layer_table(model)
+    convolutions = [(row.receptive_field, row.jump) for row in rows if row.layer == "Conv2d"]
+    assert convolutions == [(3, 1), (5, 1), (7, 1), (7, 1), (12, 2), (16, 2), (20, 2), (24, 2), (24, 2)]
+    pool = next(i for i, row in enumerate(rows) if row.layer == "MaxPool2d")
+    assert rows[pool - 1].receptive_field == 7  # images are pooled where 7 pixels are seen
+    assert rows[pool][1:6] == ((16, 11, 11), 2, 2, 2, 8)
+    assert rows[-1].output == (10, 1, 1) and sum(row.parameters for row in rows) == 19_712
+    assert torch.equal(torch.get_rng_state(), state) and model.training
+    assert all(map(torch.equal, model.state_dict().values(), before.state_dict().values()))
 
 
-def test_receptive_field_is_what_a_pixel_really_sees():
-    """The gradient of one output pixel of the head reaches a square of as many input pixels as the table says."""
+@pytest.mark.parametrize("shape", [(16, 144), (144, 16), (20, 20), (3, 16, 9), (2, 3, 10, 32)])
+@pytest.mark.parametrize("size", [1e-4, 1e4])
+def test_singular_values_become_alike(shape, size):
+    matrices = size * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values, before = torch.linalg.svdvals(orthogonalize(matrices)), torch.linalg.svdvals(matrices)
+    middle = values[before > 0.02 * before.amax(-1, keepdim=True)]  # a value near 0 takes more steps
+    assert middle.min() > 0.65 and middle.max() < 1.25
+    assert not orthogonalize(torch.zeros(shape)).any()
+
+
+def test_muon_agrees_with_the_one_of_pytorch_and_leaves_frozen_weights():
+    """Ten steps on all the network's matrices, in two groups; PyTorch's, which takes them flat, rounds to bfloat16."""
     torch.manual_seed(0)
-    model = Net().eval()
-    for pool in (m for m in model.modules() if isinstance(m, nn.MaxPool2d)):
-        pool.forward = lambda x: nn.functional.avg_pool2d(x, 2)  # passes the gradient to all four pixels
-    for relu in (m for m in model.modules() if isinstance(m, nn.ReLU)):
-        relu.forward = lambda x: x
-    images = torch.rand(1, *IMAGE_SHAPE, requires_grad=True)
-    maps = model.head[0](model.stage2(model.transition(model.stage1(images))))
-    maps[0, :, 2, 2].sum().backward()
-    rows, columns = images.grad[0, 0].nonzero().unbind(1)
-    side = next(r.receptive_field for r in reversed(layer_table(Net())) if r.layer == "Conv2d")
-    assert rows.max() - rows.min() + 1 == columns.max() - columns.min() + 1 == side
-
-
-def test_layer_table_leaves_no_trace():
-    model = Net()
-    model.stage1[0].eval()  # a mixed mode must survive too
-    modes = [m.training for m in model.modules()]
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    state = torch.get_rng_state()
-    layer_table(model)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert [m.training for m in model.modules()] == modes
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert not any(m._forward_hooks for m in model.modules())
+    layers = [p.detach() for p in Net().parameters() if p.ndim > 1]
+    ours, theirs = [p.clone() for p in layers], [nn.Parameter(p.flatten(1).clone()) for p in layers]
+    first, second = (optimizer([{"params": weights[:4], "lr": 0.02, "weight_decay": 0.1},
+                                {"params": weights[4:], "lr": 0.1, "weight_decay": 0}], lr=1, momentum=0.95)
+                     for optimizer, weights in ((Muon, ours), (torch.optim.Muon, theirs)))
+    for _ in range(10):
+        for weight, matrix in zip(ours[:-1], theirs[:-1], strict=True):  # the last is frozen: its gradient is None
+            weight.grad = torch.randn_like(weight)
+            matrix.grad = weight.grad.flatten(1)
+        first.step()
+        second.step()
+    assert torch.equal(ours[-1], layers[-1])
+    for weight, matrix, before in zip(ours[:-1], theirs[:-1], layers[:-1], strict=True):
+        assert (moved := (weight - before).norm()) > 0.1
+        assert (weight.flatten(1) - matrix).norm() < 0.05 * moved

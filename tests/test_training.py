@@ -1,466 +1,286 @@
-"""Training does what its recipe says, the same every time, and stops in good order."""
+"""Training does what its recipe says, the same every time, and stops in good order; runs are kept whole."""
 
+import copy
+import itertools
 import math
-import os
 import pickle
-import shutil
-import signal
-import subprocess
-import sys
-from types import SimpleNamespace
 
-import matplotlib
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 import utils
-from benchmarks.evidence import requirements, save_run
-from benchmarks.figures import plot_history
-from checkpoint import write_whole
-from model import IMAGE_SHAPE, Net
-from muon import Muon
-from utils import (
-    ROOT,
-    Config,
-    Loader,
-    evaluate,
-    fit,
-    load_run,
-    make_optimizers,
-    predict,
-    rate_factor,
-    set_seed,
-)
+from model import Net
+from utils import Config, evaluate, fit, load_run, make_optimizers, predict, rate_factor, save_run, set_seed
 
-matplotlib.use("agg")
 SHORT = Config(epochs=2, batch_size=50)
 
 
-def train(loaders, config=SHORT, **options):
-    set_seed(config.seed)
-    model = Net(dropout=config.dropout)
-    return model, fit(model, *loaders(config), **options)
+def train(loaders, **options):
+    set_seed(0)
+    model = Net()
+    return model, fit(model, *loaders, **options)
+
+
+def same(first, second):
+    """Whether two models hold the same numbers, the statistics of BatchNorm included."""
+    return all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
 
 
 def without_seconds(history):
     return [{key: value for key, value in row.items() if key != "seconds"} for row in history]
 
 
+@pytest.fixture(scope="module")
+def trained(small_loaders):
+    """A model, its history, and what `on_epoch` was given; the progress bar is drawn in every step."""
+    calls = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "tqdm", lambda **options: tqdm(**{**options, "mininterval": 0}))
+        return *train(small_loaders(SHORT), on_epoch=lambda *call: calls.append(copy.deepcopy(call))), calls
+
+
 @pytest.mark.parametrize(("name", "value", "limit"), [
-    ("epochs", 0, "from 1 to 19"), ("epochs", 20, "from 1 to 19"), ("epochs", 2.5, "int"), ("dropout", 1.0, "0.99"),
-    ("dropout", -0.1, "from 0"), ("learning_rate", math.nan, "from 0 to 10"), ("batch_size", 0, "from 1"),
-    ("rotation", "10", "float"), ("epochs", True, "int"), ("muon", 1, "bool"),
+    ("epochs", 0, "from 1"), ("epochs", 2.5, "whole"), ("batch_size", math.inf, "number"), ("dropout", 1.1, "to 1"),
+    ("dropout", -0.1, "from 0"), ("muon_lr", math.nan, "number"), ("degrees", "10", "number"),
+    ("seed", -1, "from 0"), ("optimizer", "adam", "'muon' or 'sgd'"), ("precision", 16, "'bfloat16'"),
 ])
-def test_config_refuses_what_is_out_of_range(name, value, limit):
-    with pytest.raises(ValueError, match=f"Config.{name} is {value!r}") as error:
+def test_config_refuses_what_would_train_garbage(name, value, limit):
+    with pytest.raises(ValueError, match=f"Config.{name} is {value!r}.*{limit}"):
         Config(**{name: value})
-    assert limit in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "value", "kind"), [
+    ("muon_lr", np.logspace(-2, -1, 3)[1], float), ("scale", np.float32(0.5), float), ("epochs", np.int64(3), int),
+    ("degrees", 15, float)])
+def test_config_keeps_numbers_as_pythons_own(name, value, kind):
+    kept = getattr(Config(**{name: value}), name)
+    assert kept == value and type(kept) is kind
 
 
 def test_epochs_from_the_environment(monkeypatch):
-    monkeypatch.delenv("EPOCHS")
-    assert utils.config_from_environment() == Config()
-    monkeypatch.setenv("EPOCHS", "3")
-    assert utils.config_from_environment() == Config(epochs=3)
-    for text in ("0", str(Config().epochs + 1), "abc", "1.5"):
+    for text, epochs in ("", Config().epochs), ("3", 3):
+        monkeypatch.setenv("EPOCHS", text)
+        assert utils.get_config() == Config(epochs=epochs)
+    assert utils.get_config(2) == utils.get_config("2") == Config(epochs=2)  # what the caller says comes first
+    for text in "0", str(Config().epochs + 1), "abc", "1.5":
         monkeypatch.setenv("EPOCHS", text)
         with pytest.raises(ValueError, match=f"EPOCHS={text} is not a whole number from 1 to {Config().epochs}"):
-            utils.config_from_environment()
+            utils.get_config()
 
 
-def test_same_seed_same_history(small_loaders):
-    (first, history), (second, again) = train(small_loaders), train(small_loaders)
-    assert without_seconds(history) == without_seconds(again)
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-    _, other = train(small_loaders, Config(epochs=2, batch_size=50, seed=1))
-    assert without_seconds(other) != without_seconds(history)
-
-
-def test_history_and_bar(small_loaders, capsys, monkeypatch):
-    monkeypatch.setattr(utils, "tqdm", lambda **options: tqdm(**{**options, "mininterval": 0}))  # draws in every step
-    model, history = train(small_loaders)
-    assert [row["epoch"] for row in history] == [1, 2]
-    assert set(history[0]) == {"epoch", "learning_rate", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
-                               "seconds"}
-    assert history[-1]["train_loss"] < history[0]["train_loss"]
-    assert evaluate(model, small_loaders(SHORT)[1]) == (history[-1]["val_loss"], history[-1]["val_accuracy"])
-    output = capsys.readouterr()
-    assert output.err == ""
-    lines = [line.split("\r")[-1] for line in output.out.splitlines()]
-    assert [line[:10] for line in lines if " | validation" in line] == ["epoch  1/2", "epoch  2/2"]
-    assert all(text in output.out for text in ("loss=", "accuracy=", " images/s"))
-
-
-def test_steps_do_not_read_from_the_device(small_loaders, monkeypatch):
-    """No step fetches a number from the device: an epoch does so as often in 60 steps as in 6."""
-    monkeypatch.setattr(utils, "tqdm", lambda **options: tqdm(**{**options, "disable": True}))
-
-    class Reads(TorchDispatchMode):
-        count = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            self.count += function is torch.ops.aten._local_scalar_dense.default
-            return function(*args, **(kwargs or {}))
-
-    counts = []
-    for batch_size in (10, 100):
-        loader, _ = small_loaders(Config(batch_size=batch_size))
-        model = Net()
-        optimizers = make_optimizers(model, loader.config, len(loader))
-        with Reads() as reads:
-            utils.train_epoch(model, loader, optimizers, [])
-        counts.append(reads.count)
-    assert counts[0] == counts[1] <= 3
-
-
-def test_data_are_made_on_the_device(train_set, monkeypatch):
-    """Whatever a loader makes is on the device of its images: here on one that only knows shapes."""
-    monkeypatch.setattr(torch, "Generator", lambda device: SimpleNamespace(manual_seed=lambda seed: None))
-    config, device = Config(epochs=1, batch_size=64, plain=0), torch.device("meta")
-    loader = Loader(train_set[0][:100], train_set[1][:100], config, device, train=True)
-    batches = [(images.device.type, tuple(images.shape), labels.device.type) for images, labels in loader]
-    assert batches == [("meta", (64, *IMAGE_SHAPE), "meta"), ("meta", (36, *IMAGE_SHAPE), "meta")]
-
-
-def test_training_learns(small_loaders):
-    config = Config(epochs=8, batch_size=20)
-    _, history = train(small_loaders, config)
-    assert history[-1]["val_accuracy"] > 85  # from 600 images
-
-
-@pytest.mark.parametrize(("device", "features", "expected"), [
-    ("cpu", {"avx512_bf16": True}, True), ("cpu", {"avx512_bf16": False}, False), ("cpu", {}, False),
-    ("mps", {"avx512_bf16": True}, False),
-])
-def test_bfloat16_needs_instructions_for_it(device, features, expected, monkeypatch):
-    monkeypatch.setattr(utils, "CPU_FEATURES", features)
-    assert utils.has_bfloat16(torch.device(device)) is expected
-
-
-def test_bfloat16_is_for_the_layers_of_training_alone(small_loaders, monkeypatch):
-    """As on a processor that has it; others do so slowly. The loss, the weights and evaluation keep float32."""
-    monkeypatch.setattr(utils, "has_bfloat16", lambda device: True)
-    loaders, seen, cross_entropy = small_loaders(SHORT), set(), F.cross_entropy
-
-    def float32_loss(logits, *args, **options):
-        assert logits.dtype == torch.float32
-        return cross_entropy(logits, *args, **options)
-
-    monkeypatch.setattr(F, "cross_entropy", float32_loss)
+def test_seeding_leaves_every_flag_readable():
     set_seed(0)
-    model = Net()
-    for layer in (model.stage1[1][0], model.head[0]):
-        layer.register_forward_hook(lambda layer, images, output: seen.add((layer.training, output.dtype)))
-    history = fit(model, *loaders)
-    predict(model, loaders[1])
-    assert seen == {(True, torch.bfloat16), (False, torch.float32)}
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
-    assert history[-1]["val_accuracy"] > 60
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    assert (cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark, matmul.allow_tf32) == (False, True, False, False)
+    for flags in (cudnn, cudnn.conv, cudnn.rnn, matmul) if hasattr(matmul, "fp32_precision") else ():
+        assert flags.fp32_precision != "tf32"
 
 
-def test_evaluation_counts_exactly(small_loaders):
-    _, loader = small_loaders(SHORT)
-    model = Net()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    logits, (loss, accuracy) = predict(model, loader), evaluate(model, loader)
-    right = sum(int(row.argmax()) == int(label) for row, label in zip(logits, loader.labels, strict=True))
-    assert accuracy == 100 * right / 500
-    picked = logits.log_softmax(1)[torch.arange(500), loader.labels]
-    assert loss == pytest.approx(-picked.mean().item(), rel=1e-5)
-    assert logits.dtype == torch.float32
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+def test_same_seed_same_run_from_the_first_epoch_on(small_loaders, trained):
+    loaders = small_loaders(SHORT)
+    list(loaders[0])  # a look at the images must not shift the epochs
+    model, history = train(loaders)
+    assert without_seconds(history) == without_seconds(trained[1]) and same(model, trained[0])
+    _, other = train(small_loaders(Config(epochs=1, batch_size=50, seed=1)))
+    assert other[0]["train_loss"] != history[0]["train_loss"]
+
+
+def test_history_is_of_the_averaged_weights(small_loaders, trained):
+    model, history, calls = trained
+    assert [(row["epoch"], row["rate_factor"]) for row in history] == [(n, rate_factor(n / 2, SHORT)) for n in (1, 2)]
+    assert history[1]["train_loss"] < history[0]["train_loss"]
+    assert [call[:2] for call in calls] == [(row, SHORT) for row in history]
+    for row, _, averaged in calls:
+        assert evaluate(averaged, small_loaders(SHORT)[1]) == (row["val_loss"], row["val_accuracy"])
+    assert same(model, calls[-1][2])
+
+
+def test_loop_by_hand_ends_in_the_weights_of_fit(small_loaders):
+    config = Config(epochs=2, batch_size=50, precision="float32")
+    expected, _ = train(small_loaders(config))
+    loader, _ = small_loaders(config)
+    set_seed(0)
+    model = Net().to(memory_format=torch.channels_last)
+    averaged, optimizers = copy.deepcopy(model), make_optimizers(model, config, config.epochs * len(loader))
+    pairs = list(zip(averaged.state_dict().values(), model.state_dict().values(), strict=True))
+    for epoch in range(config.epochs):
+        for step, (images, labels) in enumerate(loader):
+            model.zero_grad()
+            F.cross_entropy(model(images), labels, label_smoothing=config.label_smoothing).backward()
+            for action in itertools.chain(*optimizers):
+                action.step()
+            utils.update_ema(pairs, epoch * len(loader) + step, config.ema_decay)
+    assert same(averaged, expected)
+
+
+@pytest.mark.parametrize(("optimizer", "reached"), [("muon", 80), ("sgd", 40)])
+def test_training_learns_and_decays_weights_but_no_biases(small_loaders, optimizer, reached):
+    config = Config(epochs=3, batch_size=20, optimizer=optimizer)
+    model, history = train(small_loaders(config))
+    assert history[-1]["val_accuracy"] > reached  # from 600 images; by chance 10
+    groups = [o.param_groups[0] for o, _ in make_optimizers(model, config, 10)]
+    rates = [getattr(config, f"{optimizer}_lr") * config.start_factor, config.sgd_lr * config.start_factor]
+    assert [(g["lr"], g["weight_decay"]) for g in groups] == list(zip(rates, [config.weight_decay, 0], strict=True))
+    assert {p.ndim for p in groups[0]["params"]} == {4}
+    assert sum(p.numel() for group in groups for p in group["params"]) == 19_712
+
+
+@pytest.mark.parametrize(("precision", "instructions", "used"), [
+    ("float32", 1, "float32"), ("bfloat16", 0, "bfloat16"), ("auto", 1, "bfloat16"), ("auto", 0, "float32")])
+def test_precision_is_for_the_layers_of_training_alone(small_loaders, monkeypatch, precision, instructions, used):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": instructions}, raising=False)
+    config, seen, model = Config(epochs=1, batch_size=100, precision=precision), set(), Net()
+    model.head[0].register_forward_hook(lambda layer, _, output: seen.add((layer.training, output.dtype)))
+    history = fit(model, *small_loaders(config))
+    assert seen == {(True, getattr(torch, used)), (False, torch.float32)}
+    assert math.isfinite(history[0]["train_loss"]) and {p.dtype for p in model.parameters()} == {torch.float32}
+    assert utils.training_precision(Config(), torch.device("mps")) == "float32"
+
+
+def test_evaluation_counts_exactly_in_any_order_and_leaves_the_model_as_it_was(small_loaders, trained):
+    model, (loader, _) = copy.deepcopy(trained[0]), small_loaders(Config(no_aug_fraction=1))
+    images = utils.normalise(loader.images.float() / 255)
+    with torch.no_grad():
+        logits = model.eval()(images)
+    correct = (logits.argmax(1) == loader.labels).sum().item()
+    model.train().stage1.eval()  # a mixed mode, as where some BatchNorm is frozen
+    before, modes = copy.deepcopy(model), [m.training for m in model.modules()]
+    plain = DataLoader(TensorDataset(images, loader.labels), batch_size=64, shuffle=True)
+    for batches in loader, plain:  # both shuffle
+        loss, accuracy = evaluate(model, batches)
+        assert accuracy == 100 * correct / 600 > 20
+        assert loss == pytest.approx(F.cross_entropy(logits, loader.labels).item(), rel=1e-4)
+        assert predict(model, batches)[0].dtype == torch.float32
+    with pytest.raises(ValueError, match="28"):
+        predict(model, [(torch.zeros(1, 1, 32, 32), torch.zeros(1))])
+    assert same(model, before) and [m.training for m in model.modules()] == modes
 
 
 def test_schedule_rises_and_falls_in_every_step():
-    config, steps, rates = Config(warmup=0.25, learning_rate=0.2, other_rate=0.4), 100, []
-    model = Net()
-    model(torch.rand(4, *IMAGE_SHAPE)).sum().backward()
-    (first, first_schedule), (second, second_schedule) = make_optimizers(model, config, steps)
-    for _ in range(steps):
+    config, rates = Config(warmup_fraction=0.25, muon_lr=0.2, sgd_lr=0.4, end_factor=0.1), []
+    (first, schedule), (second, other) = make_optimizers(Net(), config, steps=100)
+    for _ in range(101):
         rates.append(first.param_groups[0]["lr"])
         assert second.param_groups[0]["lr"] == pytest.approx(2 * rates[-1])
-        for optimizer in (first, second):
-            optimizer.step()
-        for schedule in (first_schedule, second_schedule):
-            schedule.step()
-    assert rates[0] == pytest.approx(0.2 * config.first_rate)
-    assert max(rates) == rates[25] == pytest.approx(0.2)
-    assert rates[:26] == sorted(rates[:26])
-    assert rates[25:] == sorted(rates[25:], reverse=True)
-    assert first_schedule.get_last_lr()[0] == pytest.approx(0.2 * config.last_rate)
-    assert rates[-1] == pytest.approx(0.2 * rate_factor(0.99, config))
+        for action in first, second, schedule, other:
+            action.step()
+    expected = np.interp(range(101), [0, 25, 100], [0.2 * config.start_factor, 0.2, 0.2 * 0.1])
+    assert rates == pytest.approx(expected.tolist())
 
 
-def test_schedule_is_followed_while_fitting(small_loaders, monkeypatch):
-    made = []
-
-    def remember(*args, **options):
-        made.extend(make_optimizers(*args, **options))
-        return made
-
-    monkeypatch.setattr(utils, "make_optimizers", remember)
-    rates = []
-    _, history = train(small_loaders, on_epoch=lambda *_: rates.append([s.get_last_lr()[0] for _, s in made]))
-    factors = [rate_factor(share, SHORT) for share in (0.5, 1)]
-    assert [row["learning_rate"] for row in history] == pytest.approx([SHORT.learning_rate * f for f in factors])
-    for (first, second), factor in zip(rates, factors, strict=True):
-        assert (first, second) == pytest.approx((SHORT.learning_rate * factor, SHORT.other_rate * factor))
+def test_average_keeps_a_share_that_rises_to_the_decay():
+    value, average, last, count = torch.tensor(1.0), torch.tensor(0.0), torch.tensor(0.0), torch.tensor(0)
+    utils.update_ema([(average, value), (count, torch.tensor(7))], step=0, decay=0.5)
+    assert average.item() == pytest.approx(0.9) and count == 7
+    utils.update_ema([(average, value + 1)], step=100, decay=0.5)
+    utils.update_ema([(last, value)], step=100, decay=0)
+    assert average.item() == pytest.approx(1.45) and last == value
 
 
-@pytest.mark.parametrize("muon", [True, False])
-def test_weight_decay_spares_biases_and_batchnorm(muon):
-    config = Config(muon=muon)
-    (first, _), (second, _) = make_optimizers(Net(), config, 10)
-    assert type(first).__name__ == ("Muon" if muon else "SGD")
-    assert (first.param_groups[0]["weight_decay"], second.param_groups[0]["weight_decay"]) == (config.weight_decay, 0)
-    weights, others = (optimizer.param_groups[0]["params"] for optimizer in (first, second))
-    assert {p.ndim for p in weights} == {4}
-    assert sum(p.numel() for p in [*weights, *others]) == 19_712
+def in_step(number, model, happens):
+    """Have the output of the model's last layer replaced in one step of training."""
+    steps = itertools.count(1)
+    model.head.register_forward_hook(
+        lambda layer, _, output: happens(output) if layer.training and next(steps) == number else output)
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_muon_makes_the_update_orthogonal(memory_format):
-    """One step of Muon moves a convolution's weight, in either layout, by a matrix whose singular values are alike."""
-    torch.manual_seed(0)
-    model = Net().to(memory_format=memory_format)
-    layer = model.stage2[0][0]
-    (muon, _), _ = make_optimizers(model, Config(weight_decay=0, first_rate=1, warmup=0), 10)
-    before = layer.weight.detach().clone()
-    model(torch.rand(20, *IMAGE_SHAPE)).logsumexp(1).sum().backward()
-    muon.step()
-    sizes = torch.linalg.svdvals((layer.weight.detach() - before).flatten(1)) / Config().learning_rate
-    assert layer.weight.is_contiguous(memory_format=memory_format)
-    assert sizes.max() < 1.3
-    assert sizes.min() > 0.5
-    gradient = torch.linalg.svdvals(layer.weight.grad.flatten(1))
-    assert gradient.max() > 20 * gradient.min()  # quite unlike it
-
-
-def test_muon_agrees_with_the_one_of_pytorch():
-    """Ten steps on matrices of all shapes that the network has; PyTorch's rounds to bfloat16."""
-    torch.manual_seed(0)
-    layers = [p for p in Net().parameters() if p.ndim > 1]
-    gradients = [[torch.randn_like(p) for p in layers] for _ in range(10)]
-    options = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1}
-    ours, theirs = ([p.detach().clone() for p in layers] for _ in range(2))
-    matrices = [torch.nn.Parameter(p.flatten(1)) for p in theirs]
-    first, second = Muon(ours, **options), torch.optim.Muon(matrices, **options)
-    for step in gradients:
-        for weight, matrix, gradient in zip(ours, matrices, step, strict=True):
-            weight.grad, matrix.grad = gradient, gradient.flatten(1)
-        first.step()
-        second.step()
-    assert set(first.state) <= set(ours)  # then a checkpoint's state is brought to their device
-    for weight, matrix, before in zip(ours, matrices, layers, strict=True):
-        moved = (weight - before).norm()
-        assert moved > 0.1
-        assert (weight.flatten(1) - matrix).norm() < 0.05 * moved
-
-
-def test_average_of_weights():
-    """Without decay the average is the last value; with decay it is the recursion written out."""
-    value, average, last, expected = torch.tensor(1.0), torch.tensor(1.0), torch.tensor(1.0), 1.0
-    for step in range(20):
-        value += 1
-        kept = min(0.5, (1 + step) / (10 + step))
-        expected = kept * expected + (1 - kept) * value.item()
-        utils.update_average([(average, value)], step, 0.5)
-        utils.update_average([(last, value)], step, 0)
-    assert average.item() == pytest.approx(expected, rel=1e-5)
-    assert last.item() == value.item()
-
-
-def test_validation_uses_averaged_weights(small_loaders):
-    seen = []
-
-    def spy(row, config, averaged):
-        seen.append([p.clone() for p in averaged.parameters()])
-
-    model, _ = train(small_loaders, on_epoch=spy)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), seen[-1], strict=True))
-    plain, _ = train(small_loaders, Config(epochs=2, batch_size=50, average_decay=0))
-    assert not torch.equal(next(plain.parameters()), seen[-1][0])
-
-
-class Disturbed(Loader):
-    """A training loader in which something happens at one step of one epoch."""
-
-    def __iter__(self):
-        for step, (images, labels) in enumerate(super().__iter__(), start=1):
-            yield self.happens(images) if (self.epoch, step) == self.when else images, labels
-
-
-def disturb(loader, when, happens):
-    loader.__class__, loader.when, loader.happens = Disturbed, when, happens
-
-
-def interrupt(*_):
+def interrupt(_output):
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(("when", "finished"), [((1, 3), 0), ((2, 3), 1)])
-def test_interrupt_keeps_what_there_is(small_loaders, capsys, when, finished):
-    train_loader, val_loader = small_loaders(SHORT)
-    disturb(train_loader, when, interrupt)
+@pytest.mark.parametrize(("step", "finished"), [(3, 0), (15, 1)])
+def test_interrupt_keeps_what_there_is(small_loaders, trained, capsys, step, finished):
     set_seed(0)
-    model = Net()
-    start = evaluate(model, val_loader)
-    history = fit(model, train_loader, val_loader)
-    assert [row["epoch"] for row in history] == list(range(1, finished + 1))
+    start = copy.deepcopy(model := Net())
+    in_step(step, model, interrupt)
+    history = fit(model, *small_loaders(SHORT))
+    assert without_seconds(history) == without_seconds(trained[1])[:finished]
     assert f"Interrupted after {finished} of 2 epochs" in capsys.readouterr().out
-    assert evaluate(model, val_loader) != start
-    assert not requirements(model, history)[0][-1]
-    plot_history(history)
-    matplotlib.pyplot.close("all")
+    assert not same(model, start)
 
 
 def test_loss_that_is_not_finite_stops_training(small_loaders):
-    train_loader, val_loader = small_loaders(SHORT)
-    disturb(train_loader, (2, 3), lambda images: images * math.nan)
-    with pytest.raises(FloatingPointError, match=r"nan in epoch 2, step 3 of 12: .* than 0\.\d"):
-        fit(Net(), train_loader, val_loader)
+    in_step(15, model := Net(), lambda output: output * math.nan)
+    with pytest.raises(FloatingPointError, match=r"nan in epoch 2, step 3 of 12: .*muon_lr than 0\.\d"):
+        fit(model, *small_loaders(SHORT))
 
 
-def test_weights_survive_saving(small_loaders, tmp_path):
-    model, history = train(small_loaders)
-    save_run(tmp_path / "run.pt", model, SHORT, history)
-    loaded, config, run = load_run(tmp_path / "run.pt")
-    assert config == SHORT
-    assert run["history"] == history
-    assert torch.equal(predict(loaded, small_loaders(SHORT)[1]), predict(model, small_loaders(SHORT)[1]))
-    assert [path.name for path in tmp_path.iterdir()] == ["run.pt"]
+ROW, POOR = {"val_accuracy": 99.4}, {"val_accuracy": 99.39}
 
 
-def test_unfit_run_is_refused(tmp_path):
-    path = tmp_path / "run.pt"
-    with pytest.raises(ValueError, match=r"run\.pt does not hold a run .*No such file"):
+@pytest.mark.parametrize(("model", "history", "expected"), [
+    (Net(), [POOR, ROW] * 9, [1, 1, 1, 1, 1, 1]), (Net(), [ROW] * 20, [1, 1, 0, 1, 1, 1]),
+    (Net(), [], [0, 1, 0, 1, 1, 1]), (Net(dropout=0), [ROW, POOR], [0, 1, 1, 1, 0, 1]),
+    (nn.Sequential(nn.Flatten(), nn.Linear(784, 30), nn.Linear(30, 10)), [ROW], [1, 0, 1, 0, 0, 0])])
+def test_assignment_is_checked(model, history, expected):
+    assert [met for *_, met in utils.check_assignment(model, history)] == expected
+
+
+def test_calibration_compares_confidence_and_accuracy():
+    confidence, correct = torch.tensor([0.95, 0.85, 1.0, 0.3]), torch.tensor([True, False, True, False])
+    rows, error = utils.calibration(confidence, correct, bins=5)
+    assert rows == [pytest.approx((0.3, 0, 1)), pytest.approx((2.8 / 3, 2 / 3, 3))]
+    assert error == pytest.approx(100 * (0.3 + 0.8) / 4)
+
+
+class Harm:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('code from a file was run')",)
+
+
+def test_run_survives_saving_and_an_unfit_one_is_refused(trained, tmp_path):
+    path = tmp_path / "new" / "run.pt"
+    with pytest.raises(FileNotFoundError):
         load_run(path)
+    save_run(path, trained[0], SHORT, trained[1])
+    model, config, run = load_run(path)
+    assert (config, run["history"], run["code"]) == (SHORT, trained[1], utils.code_hash())
+    assert same(model, trained[0]) and not model.training
+    assert list(path.parent.iterdir()) == [path]
     save_run(path, Net(width=8), SHORT, [])
-    with pytest.raises(ValueError, match=r"size mismatch .* make it anew with 'python benchmarks/notebook.py'"):
-        load_run(path)
-    path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(ValueError, match=r"run\.pt does not hold a run"):
-        load_run(path)
-
-
-KILLED = """
-import os, signal, sys, torch
-from utils import Config, Loader, fit, load_mnist, print_epoch, set_seed
-from model import Net
-
-def stop(row, config, model):
-    print_epoch(row, config, model)
-    if row["epoch"] == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-config = Config(epochs=4, batch_size=50, dropout=0.3)
-images, labels = load_mnist(train=True)
-loaders = [Loader(images[:600], labels[:600], config, torch.device("cpu"), train) for train in (True, False)]
-set_seed(0)
-fit(Net(dropout=0.3), *loaders, stop, checkpoint=sys.argv[1])
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
-def test_killed_run_goes_on_as_if_nothing_had_happened(train_set, tmp_path, capsys):
-    path, config = tmp_path / "run.checkpoint", Config(epochs=4, batch_size=50, dropout=0.3)
-
-    def run(checkpoint):
-        images, labels = train_set[0][:600], train_set[1][:600]
-        loaders = [Loader(images, labels, config, torch.device("cpu"), train) for train in (True, False)]
-        set_seed(0)
-        model = Net(dropout=0.3)
-        return model, fit(model, *loaders, checkpoint=checkpoint)
-
-    expected, whole = run(None)
-    killed = subprocess.run([sys.executable, "-c", KILLED, path], cwd=ROOT, capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL
-    assert path.exists()
-    capsys.readouterr()
-    model, resumed = run(path)
-    assert capsys.readouterr().out.lstrip().startswith("epoch  3/4")
-    assert without_seconds(resumed) == without_seconds(whole)
-    assert all(torch.equal(a, b) for a, b in
-               zip(model.state_dict().values(), expected.state_dict().values(), strict=True))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_unfit_checkpoint_is_not_used(small_loaders, tmp_path, capsys):
-    path = tmp_path / "run.checkpoint"
-
-    train(small_loaders, on_epoch=interrupt, checkpoint=path)
-    with pytest.raises(ValueError, match=r"run\.checkpoint is no checkpoint of .* \(epochs was 2 and is 3\): name an"):
-        train(small_loaders, Config(epochs=3, batch_size=50), checkpoint=path)
-    with pytest.raises(ValueError, match=r"run\.checkpoint is no checkpoint of .* \(.*size mismatch .*\): name an"):
-        fit(Net(width=8), *small_loaders(SHORT), checkpoint=path)
-    with pytest.raises(ValueError, match=r"S6_MNIST\.pt is no checkpoint of this recipe and network"):
-        train(small_loaders, checkpoint=shutil.copy(ROOT / "S6_MNIST.pt", tmp_path))
-    (tmp_path / "S6_MNIST.pt").unlink()
-
-    class Harm:
-        def __reduce__(self):
-            return (tmp_path.joinpath("harm").mkdir, ())
-
-    whole = path.read_bytes()
-    _, expected = train(small_loaders)
-    for number, content in enumerate((whole[:-2000], b"", pickle.dumps(Harm(), protocol=2))):
+    narrow = path.read_bytes()
+    for content in narrow, narrow[:5000], b"", pickle.dumps({}, protocol=2), pickle.dumps(Harm(), protocol=2):
         path.write_bytes(content)
-        capsys.readouterr()
-        _, history = train(small_loaders, checkpoint=path)
-        assert "run.checkpoint is damaged" in capsys.readouterr().out
-        assert without_seconds(history) == without_seconds(expected)
-        assert [p.name for p in tmp_path.iterdir()] == ["run.checkpoint.damaged"], number
-        assert (tmp_path / "run.checkpoint.damaged").read_bytes() == content
+        with pytest.raises(ValueError, match=r"run\.pt does not hold a run"):
+            load_run(path)
 
 
-FULL = """
-import resource, sys
-import matplotlib.pyplot as plt
-from benchmarks import evidence, figures
-from model import Net
-from utils import Config
+@pytest.mark.parametrize(("error", "message", "stuck"), [
+    (RuntimeError("full"), r"old\.txt was not written \(full\)", False),  # torch.save's, on a full disk
+    (OSError("read-only"), r"old\.txt was not written \(read-only\)", True), (KeyboardInterrupt(), None, False)])
+def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch, error, message, stuck):
+    def fail(temporary, **_):
+        temporary.write_text("half")
+        raise error
 
-figures.ROOT = figures.Path(sys.argv[1])
-figure = plt.figure()
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # no file may grow larger, as on a disk that is full
-for write in (lambda: figures.save_figure(figure, "seeds.png"),
-              lambda: evidence.save_run(sys.argv[1] + "/S6_MNIST.pt", Net(), Config(), [])):
-    try:
-        write()
-    except OSError as error:
-        print(error)
-"""
+    (path := tmp_path / "old.txt").write_text("old")
+    if stuck:  # as on a read-only file system, where nothing can be removed
+        monkeypatch.setattr(utils.Path, "unlink", fail)
+    with pytest.raises(OSError if message else KeyboardInterrupt, match=message):
+        utils.atomic_write(path, fail)
+    assert path.read_text() == "old" and (stuck or list(tmp_path.iterdir()) == [path])
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
-def test_full_disk_keeps_figures_and_weights(tmp_path):
-    files = [tmp_path / "images" / "seeds.png", tmp_path / "S6_MNIST.pt"]
-    files[0].parent.mkdir()
-    for path in files:
-        path.write_text("old")
-    run = subprocess.run([sys.executable, "-c", FULL, tmp_path], cwd=ROOT, capture_output=True, text=True,
-                         env={**os.environ, "MPLBACKEND": "agg"})
-    assert run.returncode == 0, run.stderr
-    for path, line in zip(files, run.stdout.splitlines(), strict=True):
-        assert line.startswith(f"{path} was not written (")
-        assert line.endswith("free some space or make its folder writable")
-        assert path.read_text() == "old"
-    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(files)
+CODE = 'def f(a):\n    if a:\n        a = f"{a} {{}} "\n    return a\n'
 
 
-def test_failed_write_keeps_the_old_file(tmp_path):
-    path = tmp_path / "old.txt"
-    path.write_text("old")
-
-    def write(part):
-        part.write_text("half")
-        raise OSError("No space left on device")
-
-    with pytest.raises(OSError, match="No space left") as error:
-        write_whole(path, write)
-    assert str(path) in str(error.value)
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["old.txt"]
+@pytest.mark.parametrize(("old", "new", "alike"), [
+    ("def f(a):\n", '"""New."""\n\n# new\ndef f(a):  # new\n    """New,\n    and long."""\n\n', True),
+    ("        a =", "        # new\n\n        a  =", True), ("\n", "\r\n", True), ("if a", "if not a", False),
+    ("    return", "        return", False), ('f"{a}', 'f"{f}', False), ('"{a', '"a', False)])
+def test_hash_changes_with_the_code_alone(tmp_path, monkeypatch, old, new, alike):
+    assert utils.strip_comments(CODE).count('=f"{a}{{}}"\n') == 1  # in every version of Python
+    monkeypatch.setattr(utils, "ROOT", tmp_path)
+    paths = [tmp_path / name for name in ("model.py", "muon.py", "utils.py")]
+    for path in paths:
+        path.write_bytes(CODE.encode())
+    stored = utils.code_hash()
+    for path in paths:
+        path.write_bytes(CODE.replace(old, new).encode())
+        assert (utils.code_hash() == stored) is alike
+        path.write_bytes(CODE.encode())

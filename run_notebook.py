@@ -1,4 +1,4 @@
-"""Execute S6_MNIST.ipynb in place: its printed output and progress bars appear in the terminal as they come.
+"""Run S6_MNIST.ipynb, or the notebook that is named, in place: what it prints appears in the terminal as it comes.
 
 The file is replaced only after every cell of a full run has passed. After a failure, and after a run that the
 environment variable EPOCHS shortens, it stays as it was.
@@ -7,6 +7,7 @@ environment variable EPOCHS shortens, it stays as it was.
 import argparse
 import base64
 import io
+import re
 import sys
 from pathlib import Path
 
@@ -15,12 +16,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-from checkpoint import write_whole  # noqa: E402
-from utils import Config, config_from_environment  # noqa: E402
-
-NOTEBOOK = ROOT / "S6_MNIST.ipynb"
+from utils import ROOT, Config, atomic_write, code_hash, get_config
 
 
 class LiveClient(NotebookClient):
@@ -42,16 +38,14 @@ def shrink_figures(notebook: nbformat.NotebookNode) -> None:
         output.data["image/png"] = base64.b64encode(small.getvalue()).decode()
 
 
-def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    try:
-        config, full = config_from_environment(), Config()
-    except ValueError as error:
-        sys.exit(str(error))
-    sys.stdout.reconfigure(errors="replace")  # a redirected Windows console may not know the bar's characters
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+def run(path: Path) -> None:
+    """Run the notebook; SystemExit says why the file was left as it was."""
+    config, full = get_config(), Config()
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:  # the notebook names the code that it was stored with
+        cell.source = re.sub(r'^CODE = "\w*"', f'CODE = "{code_hash()}"', cell.source, flags=re.MULTILINE)
     client = LiveClient(notebook, timeout=None, kernel_name="python3", coalesce_streams=True, record_timing=False,
-                        store_widget_state=False, resources={"metadata": {"path": NOTEBOOK.parent}},
+                        store_widget_state=False, resources={"metadata": {"path": path.parent}},
                         extra_arguments=["--log-level=40"])  # errors only: new kernels warn of local connections
     try:
         client.execute()
@@ -59,14 +53,23 @@ def main() -> None:
         # Ctrl-C ends a run in one of these ways; only in the first, another exception may be the cause
         interrupted = getattr(error, "ename", "KeyboardInterrupt") == "KeyboardInterrupt"
         reason = "the run was interrupted or its kernel died" if interrupted else f"a cell failed:\n{error}"
-        sys.exit(f"\n{NOTEBOOK.name} was left as it was, since {reason}")
+        sys.exit(f"\n{path.name} was left as it was, since {reason}")
     if config != full:
-        print(f"{NOTEBOOK.name} was left as it was, since EPOCHS={config.epochs} shortened this run: unset it for the "
-              f"full run of {full.epochs}, which is stored")
-        return
+        sys.exit(f"{path.name} was left as it was, since EPOCHS={config.epochs} shortened this run: unset it for the "
+                 f"full run of {full.epochs}, which is stored")
     shrink_figures(notebook)
-    write_whole(NOTEBOOK, lambda part: nbformat.write(notebook, part))
-    print(f"{NOTEBOOK.name} now holds the outputs of this run")
+    atomic_write(path, lambda temporary: nbformat.write(notebook, temporary))
+    print(f"{path.name} now holds the outputs of this run")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("notebook", nargs="?", type=Path, default=ROOT / "S6_MNIST.ipynb")
+    sys.stdout.reconfigure(errors="replace")  # a redirected Windows console may not know the bar's characters
+    try:
+        run(parser.parse_args().notebook.resolve())
+    except (ValueError, OSError) as error:  # a wrong EPOCHS, no such notebook, a full disk
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":
