@@ -1,71 +1,399 @@
-"""Reading digits that are not MNIST's: photographs, scans and drawings."""
+"""Classify handwritten digits in photographs, scans and drawings with a network that knows MNIST only.
 
+The steps: `load_colours` → `flatten_light` → `ink_strength`, `find_parts`, `choose_parts` → `check_shape` →
+`set_weight` → `centre`. Their results are the fields of a `Preparation`.
+"""
+
+import io
+import math
+import os
+from functools import cache
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from model import IMAGE_SHAPE
 from utils import ROOT, load_run, normalise
 
-MAX_SIDE = 9_000  # pixels: larger images are refused rather than filling the memory
-INK = 0.3  # share of the strongest contrast from which a pixel counts as ink; below lie paper, shadows and noise
+SIDES = 200, 400  # pixels of the longer side in all steps: smaller images are enlarged, larger ones reduced
+WINDOW = 0.25  # of the longer side: any stroke is narrower, and shadows are larger
+LEVELS = 0.7, 0.6, 0.5, 0.4, 0.3, 0.22, 0.16, 0.11  # shares of the light that ink takes away, strongest ink first
+FAINT = 0.3  # below this share, what lies at the edge of the image may be the end of a shadow
+SMALLEST = 0.08  # of the longer side: no digit is smaller
+SPECK, BESIDE, NEAR = 0.1, 0.3, 0.3  # of a digit's size: dust is smaller, a digit beside it higher, its parts nearer
+LARGE = 80  # pixels of the longer side at which a digit's shape is measured: 4 for each of MNIST's
+SHARE = 0.4  # of the ink's strength, from which a pixel is ink; ruled lines are weaker
+RAMP = 0.1, 0.9  # shares of the ink's strength that become 0 and 1, so that the outlines stay smooth
+REACH = 8, 3  # pixels around the ink in which its outline fades: more in an image that was enlarged
+WIDTH, LENGTH, HOLES = 0.4, (0.8, 3.5), 3  # of a digit's strokes, in units of its longer side: limits of MNIST's
+WEIGHT = 2.3, 3.4  # pixels: the usual widths of MNIST's strokes, as `stroke_width` measures them
+
+Picture = Image.Image | np.ndarray | Tensor | str | os.PathLike | bytes | BinaryIO
+Box = tuple[int, int, int, int]  # left, top, right, bottom; the last two are the first column and row outside
 
 
-def prepare_digit(image: Image.Image | np.ndarray | str | Path) -> dict[str, np.ndarray]:
-    """Bring a photograph or drawing of one digit, on a plain background, to the form of MNIST's images.
+class Preparation(NamedTuple):
+    """The steps from an image to MNIST's form, each a float32 array (H, W) in [0, 1]."""
 
-    `image` is a PIL image, an array (H, W) or (H, W, 3 or 4) with values up to 1, 255 or 65,535, or a file; dark on
-    light or light on dark. Returns the steps (H, W), in [0, 1]: the grey image; its ink, bright; the ink cut out; and,
-    as LeCun, Cortes and Burges describe MNIST (yann.lecun.com/exdb/mnist), its longer side scaled to 20 pixels, and its
-    centre of mass in the middle of 28×28 (14.5 pixels from the edge, as measured in MNIST itself). ValueError says what
-    makes an image unreadable, OSError that a file is none.
+    grey: np.ndarray  # the image
+    flat: np.ndarray  # the share of the light that is missing, compared with the ground around
+    ink: np.ndarray  # what of this forms the digit
+    crop: np.ndarray  # its box
+    digit: np.ndarray  # (28, 28): strokes of MNIST's weight, 20 pixels high or wide, around their centre of mass
+
+
+class Part(NamedTuple):
+    """A connected part of the ink; `edge` is 0 inside the image, 1 at its edge, and 2 in a corner, like a table."""
+
+    label: int
+    left: int
+    top: int
+    right: int
+    bottom: int
+    edge: int
+
+    @property
+    def size(self) -> int:
+        return max(self.right - self.left, self.bottom - self.top)
+
+
+def open_image(content: bytes, name: str) -> Image.Image:
+    """Decode the content of a file; ValueError says what to do if that fails."""
+    start = content[:512].lstrip()
+    for problem, remedy in {
+            "is empty": not content and "copy or save it again",
+            "is a HEIC or AVIF file": start[4:8] == b"ftyp" and "export it as JPEG (on an iPhone, 'Most Compatible')",
+            "is a PDF file": start[:5] == b"%PDF-" and "save the page as PNG, or take a screenshot",
+            "is an SVG file": b"<svg" in start and "export it as PNG, or take a screenshot"}.items():
+        if remedy:
+            raise ValueError(f"{name} {problem}: {remedy}")
+    try:
+        image = Image.open(io.BytesIO(content))
+        image.draft(None, (2 * SIDES[1], 2 * SIDES[1]))  # a JPEG is decoded no larger than needed, which saves time
+        image.load()
+        return image
+    except Image.UnidentifiedImageError as error:
+        raise ValueError(f"{name} is not an image, or of an unknown format: save it as PNG or JPEG") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name} has too many pixels ({error}): save it smaller") from error
+    except (OSError, SyntaxError, EOFError) as error:
+        raise ValueError(f"{name} is damaged or incomplete ({error}): copy or save it again") from error
+
+
+def array_image(array: np.ndarray) -> Image.Image:
+    """An array of any usual layout and range as an image of 8 bits; ValueError if it is none."""
+    pixels = array
+    while pixels.ndim > 2 and len(pixels) == 1:
+        pixels = pixels[0]
+    if pixels.ndim == 3 and len(pixels) == 3 and pixels.shape[2] > 4:
+        pixels = pixels.transpose(1, 2, 0)
+    if not pixels.size or pixels.ndim not in (2, 3) or pixels.shape[2:] > (4,) or pixels.dtype.kind not in "buif":
+        raise ValueError(f"an array of shape {array.shape} and type {array.dtype} is not one image: "
+                         "give numbers of shape (H, W), (H, W, 1 to 4) or (1 or 3, H, W)")
+    low, high = float(pixels.min()), float(pixels.max())
+    if not np.isfinite([low, high]).all():
+        raise ValueError("the image has values that are not finite: replace them")
+    # Below 0, the image is normalised; a little more than 1 or 255 comes from interpolation
+    top = next((top for top in (1, 255, 1023, 4095, 65535) if high <= 1.1 * top), high)
+    low, top = (low, high) if low < -0.1 else (0, top)
+    if pixels.dtype != np.uint8 or top != 255:
+        pixels = ((pixels.astype(np.float32) - low) * (255 / (top - low or 1))).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels))
+
+
+def as_image(image: Picture) -> Image.Image:
+    """Whatever holds an image, as a PIL image of 8 bits in a mode that can be resized."""
+    if isinstance(image, (str, os.PathLike)):
+        if str(image).startswith(("http://", "https://")):
+            raise ValueError(f"{image} is a web address: download the image, and give the path of the file")
+        if Path(image).is_dir():
+            raise IsADirectoryError(f"{image} is a folder: give the path of an image in it")
+        image = open_image(Path(image).read_bytes(), str(image))
+    elif isinstance(image, bytes) or hasattr(image, "read"):
+        content = image if isinstance(image, bytes) else image.read()
+        image = open_image(content, str(getattr(image, "name", "the image")))
+    elif not isinstance(image, Image.Image):
+        image = array_image(image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image))
+    if image.mode[0] in "IF":  # more than 8 bits
+        image = array_image(np.asarray(image))
+    return image if image.mode in ("L", "LA", "RGB", "RGBA") else image.convert("RGBA")
+
+
+def load_colours(picture: Picture) -> np.ndarray:
+    """An image as float32 (3, H, W) in [0, 1], upright and of a size within `SIDES`.
+
+    Behind what is transparent lies the mean of what is visible or, if little is, black or white, whichever differs.
     """
-    if isinstance(image, (str, Path)):
-        try:
-            image = Image.open(image)
-        except Image.DecompressionBombError as error:
-            raise ValueError(f"{image} has too many pixels ({error}): shrink it to sides up to {MAX_SIDE:,}") from error
-    if not isinstance(image, Image.Image) or image.mode[0] in "IF":  # modes of more than 8 bits
-        pixels = np.squeeze(np.asarray(image)).astype(float)
-        colours = pixels.shape[2:] in ((), (3,), (4,))
-        if pixels.size == 0 or pixels.ndim not in (2, 3) or not colours or not np.isfinite(pixels).all():
-            raise ValueError(f"an array of shape {pixels.shape} is no image, which is (H, W) or (H, W, 3 or 4), finite")
-        top = next((top for top in (1, 255) if pixels.max() <= top), 65_535)
-        image = Image.fromarray((pixels / top * 255).clip(0, 255).astype(np.uint8))
-    if not 0 < min(image.size) <= max(image.size) <= MAX_SIDE:
-        raise ValueError(f"the image has {image.width}×{image.height} pixels; each side may have 1 to {MAX_SIDE:,}")
-    image = ImageOps.exif_transpose(image).convert("RGBA")
-    image.thumbnail((1000, 1000))
-    page = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    grey = np.asarray(page.convert("L"), dtype=np.float32) / 255
-    ink = grey - np.median(grey)  # most of the image is background
-    ink = ink if ink.max() >= -ink.min() else -ink
-    if ink.max() < 0.1:
-        raise ValueError(f"the image is uniform: its strongest contrast is {ink.max():.0%}, and ink needs 10 %")
-    ink = (ink / ink.max()).clip(0)
-    rows, columns = (np.flatnonzero((ink > INK).any(axis)) for axis in (1, 0))
-    cut = ink[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
-    height, width = (max(1, round(20 * side / max(cut.shape))) for side in cut.shape)
-    small = np.asarray(Image.fromarray(cut).resize((width, height), Image.Resampling.BILINEAR))
+    image = as_image(picture)
+    longer = max(image.size)
+    scale = min(max(longer, SIDES[0]), SIDES[1]) / longer
+    size = [max(1, round(side * scale)) for side in image.size]
+    smooth = Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.BILINEAR
+    image = ImageOps.exif_transpose(image.resize(size, smooth, reducing_gap=2)).convert("RGBA")
+    *colours, opacity = np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / 255
+    visible = np.average(colours, axis=(1, 2), weights=np.broadcast_to(opacity + 1e-6, np.shape(colours)))
+    ground = visible if opacity.mean() > 0.5 else np.full(3, visible.mean() < 0.5)
+    return (colours * opacity + ground[:, None, None] * (1 - opacity)).astype(np.float32)
+
+
+def dilate(maps: np.ndarray, size: int) -> np.ndarray:
+    """The maximum over a square of odd `size` around each pixel of (C, H, W) or (H, W)."""
+    across = F.max_pool2d(torch.from_numpy(maps).view(1, -1, *maps.shape[-2:]), (1, size), 1, (0, size // 2))
+    return F.max_pool2d(across, (size, 1), 1, (size // 2, 0)).view(maps.shape).numpy()
+
+
+def close(maps: np.ndarray, size: int) -> np.ndarray:
+    """Fill what is dark and narrower than `size`: the bright surroundings grow over it, and shrink back."""
+    return -dilate(-dilate(maps, size), size)
+
+
+def frame(maps: np.ndarray, width: int) -> np.ndarray:
+    """Continue an image (C, H, W) on all sides with the medians along its border, so that ink may reach the edge."""
+    sides = [np.rot90(maps, turn, (1, 2))[:, 0, :-1] for turn in range(4)]
+    reach = max(maps.shape) * 5 // 8
+    ring = np.pad(np.concatenate(sides, axis=1), [(0, 0), (reach, reach)], mode="wrap")
+    medians = np.median(np.lib.stride_tricks.sliding_window_view(ring, 2 * reach + 1, axis=1), axis=2)
+    border = maps.copy()
+    for turn, side in enumerate(np.split(medians, np.cumsum([side.shape[1] for side in sides])[:-1], axis=1)):
+        np.rot90(border, turn, (1, 2))[:, 0, :-1] = side
+    framed = np.pad(border, [(0, 0), (width, width), (width, width)], mode="edge")
+    framed[:, width:-width, width:-width] = maps
+    return framed
+
+
+def flatten_light(colours: np.ndarray) -> np.ndarray:
+    """The share of the light that is missing at each pixel (H, W) of (3, H, W), compared with the ground around it.
+
+    The ground is the image with the dark strokes filled, in each colour. If bright strokes remain in it, rather than
+    dark ones when the bright strokes are filled, the ink is bright, and black and white change places.
+    """
+    height, width = colours.shape[1:]
+    coarse = [math.ceil(side / 4) for side in (height, width)]
+    small = F.interpolate(torch.from_numpy(colours)[None], coarse, mode="area")
+    window = int(WINDOW * max(height, width) / 4) // 2 * 2 + 1
+    framed = frame(small[0].numpy(), window)
+    no_dark, no_bright = close(framed, window), -close(-framed, window)
+    bright, dark = no_dark + close(-no_dark, window), close(no_bright, window) - no_bright
+    if (bright**3).sum() > (dark**3).sum():
+        colours, no_dark = 1 - colours, 1 - no_bright
+    ground = -dilate(-no_dark, 3)[:, window:-window, window:-window]  # the edge of a table is followed closely
+    ground = F.interpolate(torch.from_numpy(ground.copy())[None], (height, width), mode="bilinear")[0].numpy()
+    missing = ((ground - colours) / ground.clip(0.2)).max(axis=0)
+    return F.avg_pool2d(torch.from_numpy(missing)[None], 3, 1, 1, count_include_pad=False)[0].clamp(0, 1).numpy()
+
+
+def find_parts(mask: np.ndarray) -> tuple[np.ndarray, list[Part]]:
+    """Number the connected parts of a boolean mask (H, W) from 1; gaps of one or two pixels do not divide them."""
+    grown = dilate(mask.astype(np.float32), 3) > 0
+    number = np.where(grown, np.cumsum(grown).reshape(mask.shape), 0)
+    pairs = np.concatenate([np.stack([number[1:], number[:-1]]).reshape(2, -1),
+                            np.stack([number[:, 1:], number[:, :-1]]).reshape(2, -1)], axis=1)
+    first, second = pairs[:, pairs.all(axis=0)]
+    root = np.arange(grown.sum() + 1)  # neighbours take the lower of their numbers, until each part has only one
+    while (root[first] != root[second]).any():
+        low, high = np.sort(root[[first, second]], axis=0)
+        np.minimum.at(root, high, low)
+        while (root != root[root]).any():
+            root = root[root]
+    roots = np.unique(root)
+    labels = np.searchsorted(roots, root)[number] * mask
+    places = np.nonzero(labels)
+    found = labels[places]
+    low, high = np.full((2, len(roots)), max(mask.shape)), np.zeros((2, len(roots)), dtype=int)
+    for axis in range(2):
+        np.minimum.at(low[axis], found, places[axis])
+        np.maximum.at(high[axis], found, places[axis] + 1)
+    edge = ((low == 0) | (high == np.array(mask.shape)[:, None])).any(axis=0).astype(int)
+    edge[labels[[0, 0, -1, -1], [0, -1, 0, -1]]] = 2
+    rows = np.stack([np.arange(len(roots)), low[1], low[0], high[1], high[0], edge], axis=1)
+    return labels, [Part(*row) for row in rows[1:].tolist()]
+
+
+def candidates(parts: list[Part], shape: tuple[int, ...]) -> list[Part]:
+    """The parts that are large enough for a digit: not those in a corner, nor at the edge, if there are others."""
+    large = [part for part in parts if part.size >= SMALLEST * max(shape)]
+    whole = [part for part in large if part.edge < 2] or large
+    inside = [part for part in whole if part.edge == 0]
+    largest = max((part.size for part in whole), default=0)
+    return inside if any(part.size > largest / 3 for part in inside) else whole
+
+
+def ink_strength(flat: np.ndarray) -> float:
+    """The median strength of the strongest ink of which a part has the size of a digit; ValueError if there is none."""
+    for level in LEVELS:
+        labels, parts = find_parts(flat > level)
+        if found := [part.label for part in candidates(parts, flat.shape) if level >= FAINT or part.edge == 0]:
+            return float(np.median(flat[np.isin(labels, found)]))
+    raise ValueError(f"no digit: nothing is both larger than {SMALLEST:.0%} of the image and at least {LEVELS[-1]:.0%} "
+                     "darker (or brighter) than the ground around it")
+
+
+def belongs(part: Part, digit: Part) -> bool:
+    """Whether a part is of the same digit as a larger one: near, and not a digit beside it, nor a speck."""
+    across = min(part.right, digit.right) - max(part.left, digit.left)  # the overlap, negative if there is a gap
+    along = min(part.bottom, digit.bottom) - max(part.top, digit.top)
+    beside = across < 0.3 * min(part.right - part.left, digit.right - digit.left)
+    if beside and part.bottom - part.top > BESIDE * (digit.bottom - digit.top):
+        return False
+    return part.size > SPECK * digit.size and min(across, along) > -NEAR * digit.size
+
+
+def choose_parts(parts: list[Part], shape: tuple[int, ...]) -> list[list[Part]]:
+    """The parts of each digit, its largest first; the digits from left to right."""
+    digits: list[list[Part]] = []
+    heads = sorted(candidates(parts, shape), key=lambda part: -part.size)
+    for part in heads:
+        if part.size > BESIDE * heads[0].size and not any(belongs(part, digit[0]) for digit in digits):
+            digits.append([part])
+    for part in parts:
+        if not any(part is digit[0] for digit in digits):
+            home = next((digit for digit in digits if part.edge <= digit[0].edge and belongs(part, digit[0])), [])
+            home.append(part)
+    return sorted(digits, key=lambda digit: digit[0].left)
+
+
+def resize(image: np.ndarray, longer: int) -> np.ndarray:
+    """Bring the longer side of an image (H, W) to `longer` pixels, as Pillow's BILINEAR does.
+
+    Old pixel j counts towards new pixel i by the height, over the middle of j, of a triangle that stands on the middle
+    of i; half its base is the larger of one old and one new pixel.
+    """
+    scale = max(image.shape) / longer
+    matrices = []
+    for old in image.shape:
+        new = max(1, math.floor(old / scale + 0.5))
+        distance = abs(np.arange(old) + 0.5 - (np.arange(new)[:, None] + 0.5) * old / new)
+        weights = (1 - distance / max(old / new, 1)).clip(0)
+        matrices.append(weights / weights.sum(axis=1, keepdims=True))
+    return matrices[0] @ image @ matrices[1].T
+
+
+def stroke_width(image: np.ndarray) -> float:
+    """The mean width, in pixels, of the strokes in an image: twice their area over the length of their outline."""
+    solid = np.pad(image > 0.5, 1)
+    steps = (solid[1:] != solid[:-1]).sum() + (solid[:, 1:] != solid[:, :-1]).sum()
+    return 2 * solid.sum() / (max(steps, 1) * np.pi / 4)  # over all directions, steps are longer than a line by 4 / π
+
+
+def check_shape(large: np.ndarray) -> None:
+    """ValueError if the ink in a digit's box, resized to `LARGE`, is unlike any of MNIST's digits."""
+    solid = np.pad(large > 0.5, 1)
+    width = stroke_width(large) / LARGE
+    length = solid.sum() / LARGE**2 / max(width, 1e-6)
+    holes = sum(part.edge == 0 for part in find_parts(~solid)[1])
+    if width > WIDTH or not LENGTH[0] < length < LENGTH[1] or holes > HOLES:
+        raise ValueError(f"no digit: compared with its longer side, the ink's strokes are {width:.2f} wide and "
+                         f"{length:.1f} long, with {holes} holes; a digit's are up to {WIDTH} wide, {LENGTH[0]} to "
+                         f"{LENGTH[1]} long, with up to {HOLES}")
+
+
+def grow(image: np.ndarray, radius: int) -> np.ndarray:
+    """The maximum over a disc around each pixel of an image and of a margin of `radius`."""
+    padded = np.pad(image, 2 * radius)
+    height, width = (side + 2 * radius for side in image.shape)
+    reach = range(2 * radius + 1)
+    return np.max([padded[y:y + height, x:x + width] for y in reach for x in reach
+                   if (y - radius) ** 2 + (x - radius) ** 2 <= (radius + 0.5) ** 2], axis=0)
+
+
+def set_weight(large: np.ndarray) -> np.ndarray:
+    """Thicken or thin strokes so that their width lies within `WEIGHT` when the longer side has 20 pixels."""
+    width = stroke_width(large)
+    share = min(max(width / LARGE, WEIGHT[0] / 20), WEIGHT[1] / 20)
+    radius = math.floor((share * LARGE - width) / (2 * (1 - share)) + 0.5)  # the longer side changes as well
+    if radius >= 0:
+        return grow(large, radius)
+    thin = 1 - grow(1 - np.pad(large, 1), -radius)[1 - radius:radius - 1, 1 - radius:radius - 1]
+    rows, columns = (np.flatnonzero((thin > 0.5).any(axis)) for axis in (1, 0))
+    return thin[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1] if len(rows) else large
+
+
+def centre(image: np.ndarray) -> np.ndarray:
+    """Bring a digit's box to MNIST's form: 20 pixels high or wide, its centre of mass in the middle of 28×28 pixels.
+
+    So LeCun, Cortes and Burges describe it (yann.lecun.com/exdb/mnist); the middle is 14.5, as measured in MNIST.
+    """
+    small = resize(image, 20)
     small = small / small.max()
-    mass = small.sum()
-    y_centre, x_centre = small.sum(1) @ np.arange(0.5, height) / mass, small.sum(0) @ np.arange(0.5, width) / mass
-    top, left = np.clip(round(14.5 - y_centre), 0, 28 - height), np.clip(round(14.5 - x_centre), 0, 28 - width)
-    whole = np.zeros((28, 28), dtype=np.float32)
-    whole[top:top + height, left:left + width] = small
-    return {"grey": grey, "ink": ink, "cut": cut, "as in MNIST": whole}
+    height, width = small.shape
+    y, x = small.sum(1) @ np.arange(0.5, height) / small.sum(), small.sum(0) @ np.arange(0.5, width) / small.sum()
+    top, left = (min(max(math.floor(15 - middle), 0), 28 - side) for middle, side in ((y, height), (x, width)))
+    return np.pad(small, [(top, 28 - height - top), (left, 28 - width - left)])
 
 
-def predict_digit(image: Image.Image | np.ndarray | str | Path, model: nn.Module | None = None) -> tuple[int, Tensor]:
-    """Read one digit, with the stored network unless another is given: the digit and the ten probabilities.
+def prepare_digits(image: Picture) -> list[tuple[Preparation, Box]]:
+    """The preparation and the box of each digit in an image, from left to right; see `prepare_digit`."""
+    colours = load_colours(image)
+    flat = flatten_light(colours)
+    strength = ink_strength(flat)
+    labels, parts = find_parts(flat > SHARE * strength)
+    results = []
+    for digit in choose_parts(parts, flat.shape):
+        mask = np.isin(labels, [part.label for part in digit])
+        ink = ((flat / strength - RAMP[0]) / (RAMP[1] - RAMP[0])).clip(0, 1)
+        ink *= dilate(mask.astype(np.float32), 2 * REACH[max(flat.shape) > SIDES[0]] + 1)
+        rows, columns = (np.flatnonzero((ink > RAMP[0]).any(axis)) for axis in (1, 0))
+        left, top, right, bottom = box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+        crop = ink[top:bottom, left:right]
+        large = resize(crop, LARGE)
+        check_shape(large)
+        steps = colours.mean(axis=0), flat, ink, crop, centre(set_weight(large))
+        results.append((Preparation(*(step.astype(np.float32) for step in steps)), box))
+    return results
 
-    What `image` may be, and which images raise ValueError, is said in `prepare_digit`.
+
+def prepare_digit(image: Picture) -> Preparation:
+    """Find the digit in an image and bring it to the form of MNIST's images.
+
+    `image` is a PIL image, an array or tensor (H, W), (H, W, 1 to 4), (1 or 3, H, W) or (1, 1, H, W) of any usual
+    range, a path, an open file, or a file's bytes. The ink may be dark or bright, in any colour, under uneven light and
+    on ruled paper. ValueError says why the image, or one digit in it, could not be found, and what to do; OSError says
+    that a file is missing or may not be opened.
     """
-    pixels = torch.from_numpy(prepare_digit(image)["as in MNIST"]).view(1, *IMAGE_SHAPE)
-    model = load_run(ROOT / "S6_MNIST.pt")[0] if model is None else model.eval()
-    with torch.no_grad():
-        probabilities = model(normalise(pixels).to(next(model.parameters()).device)).softmax(1)[0].cpu()
+    (steps, _), *others = prepare_digits(image)
+    if others:
+        raise ValueError(f"{'two' if len(others) == 1 else len(others) + 1} digits: cut out one of them, or call "
+                         "predict_digits, which classifies each")
+    return steps
+
+
+@cache
+def stored_network() -> nn.Module:
+    """The network in S6_MNIST.pt."""
+    return load_run(ROOT / "S6_MNIST.pt")[0]
+
+
+def classify(digits: list[np.ndarray], model: nn.Module | None) -> Tensor:
+    """The probabilities (N, 10), on the CPU, of prepared digits; the model's mode stays as it is."""
+    model = stored_network() if model is None else model
+    images = torch.from_numpy(np.stack(digits)).view(-1, *IMAGE_SHAPE)
+    training = model.training
+    try:
+        with torch.no_grad():
+            return model.eval()(normalise(images).to(next(model.parameters()).device)).softmax(1).cpu()
+    finally:
+        model.train(training)
+
+
+def predict_digit(image: Picture, model: nn.Module | None = None) -> tuple[int, Tensor]:
+    """Classify the one digit in an image: the digit, and the ten probabilities.
+
+    The stored network is used unless another is given. What `image` may be, and the errors: see `prepare_digit`.
+    """
+    probabilities = classify([prepare_digit(image).digit], model)[0]
     return int(probabilities.argmax()), probabilities
+
+
+def predict_digits(image: Picture, model: nn.Module | None = None) -> list[tuple[int, Tensor, Box]]:
+    """Classify each digit in an image, from left to right: the digit, the ten probabilities, and its box.
+
+    The box counts pixels of the image as it was resized, that is, of the step `grey`. Errors: see `prepare_digit`.
+    """
+    steps, boxes = zip(*prepare_digits(image), strict=True)
+    probabilities = classify([step.digit for step in steps], model)
+    return [(int(p.argmax()), p, box) for p, box in zip(probabilities, boxes, strict=True)]

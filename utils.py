@@ -362,9 +362,9 @@ def print_epoch(row: dict, config: Config, _model: nn.Module) -> None:
 def fit(model: nn.Module, train_loader: Loader, val_loader: Loader, on_epoch: Callable = print_epoch) -> list[dict]:
     """Train `model` by the training loader's config and leave the averaged weights in it; return one row per epoch.
 
-    A row holds the epoch, the learning rate at its end as a share of the peak, the loss and accuracy (percent) in
-    training and, with the averaged weights, in validation, and the seconds for both; `on_epoch` is called with it, the
-    config and the averaged model. Ctrl-C or the notebook's stop button ends the training early and keeps what there is.
+    A row holds the epoch, the loss and accuracy (percent) in training and, with the averaged weights, in validation,
+    and the seconds for both; `on_epoch` is called with it, the config and the averaged model. Ctrl-C or the notebook's
+    stop button ends the training early and keeps what there is.
     """
     config, history = train_loader.config, []
     reuse_memory()
@@ -378,9 +378,9 @@ def fit(model: nn.Module, train_loader: Loader, val_loader: Loader, on_epoch: Ca
             start = time.perf_counter()
             train_loss, train_accuracy = train_epoch(model, train_loader, optimizers, averages)
             val_loss, val_accuracy = evaluate(ema_model, val_loader)
-            history.append({"epoch": epoch, "rate_factor": rate_factor(epoch / config.epochs, config),
-                            "train_loss": train_loss, "train_accuracy": train_accuracy, "val_loss": val_loss,
-                            "val_accuracy": val_accuracy, "seconds": time.perf_counter() - start})
+            seconds = time.perf_counter() - start
+            history.append({"epoch": epoch, "train_loss": train_loss, "train_accuracy": train_accuracy,
+                            "val_loss": val_loss, "val_accuracy": val_accuracy, "seconds": seconds})
             on_epoch(history[-1], config, ema_model)
     except KeyboardInterrupt:
         print(f"Interrupted after {len(history)} of {config.epochs} epochs: the model is kept as it is. To train it "

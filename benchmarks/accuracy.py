@@ -267,7 +267,8 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
 def main() -> None:
     options, recipes = parse_arguments()
     images, device, records = 50_000 if options.split else 60_000, torch.device(options.device), read_records()
-    where = {recipe: f"{device.type.upper()}, {training_precision(read_recipe(recipe)[0], device)}" for recipe in recipes}
+    where = {recipe: f"{device.type.upper()}, {training_precision(read_recipe(recipe)[0], device)}"
+             for recipe in recipes}
     todo, failed = [], 0
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         for recipe in recipes:

@@ -109,3 +109,17 @@ def plot_bars(groups: dict[str, dict[str, float]], label: str) -> Figure:
         axis.invert_yaxis()
     axis.set(xlabel=label, xlim=(0, 1.12 * longest))
     return figure
+
+
+def plot_photos(kinds: dict[str, tuple[float, float]]) -> Figure:
+    """Draw, for each kind of photo, the percentage that is right with a simple and with our preparation."""
+    figure, axis = plt.subplots(figsize=(WIDTH, 0.3 * len(kinds) + 0.9))
+    for y, (before, after) in enumerate(kinds.values()):
+        axis.plot([before, after], [y, y], color=GREY, alpha=0.5, zorder=1)
+    for values, colour, label in zip(zip(*kinds.values(), strict=True), (ORANGE, BLUE),
+                                     ("simple preparation", "predict_digit"), strict=True):
+        axis.scatter(values, range(len(kinds)), color=colour, label=label)
+    axis.set(yticks=range(len(kinds)), yticklabels=list(kinds), xlabel="right (%)", xlim=(0, 102))
+    axis.invert_yaxis()
+    axis.legend(loc="lower left")
+    return figure
