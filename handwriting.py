@@ -48,7 +48,7 @@ class Preparation(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A connected part of the ink; `edge` is 0 inside the image, 1 at its edge, and 2 in a corner, like a table."""
+    """A connected part of the ink; `edge` is 0 inside the image, 1 at its edge, 2 in a corner, as a table is."""
 
     label: int
     left: int
@@ -155,7 +155,7 @@ def close(maps: np.ndarray, size: int) -> np.ndarray:
 def frame(maps: np.ndarray, width: int) -> np.ndarray:
     """Continue an image (C, H, W) on all sides with the medians along its border, so that ink may reach the edge."""
     sides = [np.rot90(maps, turn, (1, 2))[:, 0, :-1] for turn in range(4)]
-    reach = max(maps.shape) * 5 // 8
+    reach = max(maps.shape) * 7 // 8
     ring = np.pad(np.concatenate(sides, axis=1), [(0, 0), (reach, reach)], mode="wrap")
     medians = np.median(np.lib.stride_tricks.sliding_window_view(ring, 2 * reach + 1, axis=1), axis=2)
     border = maps.copy()

@@ -31,7 +31,7 @@ class Net(nn.Module):
         super().__init__()
         self.stage1 = nn.Sequential(
             conv_block(1, width, dropout),
-            conv_block(width, width),
+            conv_block(width, width),  # without Dropout, as in the assignment's table
             conv_block(width, 2 * width, dropout),
         )
         self.transition = nn.Sequential(
@@ -60,7 +60,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 class LayerRow(NamedTuple):
-    """One layer: its kind, output shape (C, H, W) or (features,), and geometry in pixels (of the image, from jump)."""
+    """One layer: kernel and stride in pixels of its input, jump and receptive field in pixels of the image."""
 
     layer: str
     output: tuple[int, ...]

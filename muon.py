@@ -22,10 +22,10 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 class Muon(Optimizer):
     """Momentum whose update of each weight (out, ...), as a matrix (out, rest), is orthogonalised.
 
-    Its authors advise it for hidden layers only; here it trains the first convolution and the head too, where no
-    difference to SGD could be measured. PyTorch's own Muon takes the matrices one by one; here those of a parameter
-    group are stacked, which is faster. Smaller ones are filled up with zeros, which change nothing in the rest of an
-    orthogonal update. A weight without a gradient, such as a frozen one, is left as it is.
+    Its authors advise it for hidden layers only; here it trains the first convolution and the head too, for simplicity.
+    PyTorch's own Muon takes the matrices one by one; here those of a parameter group are stacked, which is faster.
+    Smaller ones are filled up with zeros, which change nothing in the rest of an orthogonal update. A weight without a
+    gradient, such as a frozen one, is left as it is.
     """
 
     def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:

@@ -15,7 +15,7 @@ from utils import TARGET, Config, rate_factor
 
 # One style for all: legible when a phone shows a figure 340 pixels wide, on white in dark mode too, and in colours
 # that survive colour blindness (Okabe and Ito, 2008, jfly.uni-koeln.de/color).
-WIDTH = 6.4  # inches
+FIGURE_WIDTH = 6.4  # inches
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
 plt.rcParams.update({
     "figure.facecolor": "white", "figure.dpi": 110, "figure.constrained_layout.use": True, "savefig.dpi": 200,
@@ -36,7 +36,8 @@ def plot_digits(images: Tensor, titles: list[str] | None = None, columns: int = 
     """Draw images (N, 1, 28, 28) in rows of `columns`, below their titles and beside the names of the rows."""
     count, titles = math.ceil(len(images) / columns), [*(titles or []), *[""] * len(images)]
     height = 1 + 0.25 * max(title.count("\n") + bool(title) for title in titles)  # in widths of a digit
-    figure, axes = plt.subplots(count, columns, squeeze=False, figsize=(WIDTH, WIDTH / columns * height * count))
+    size = FIGURE_WIDTH, FIGURE_WIDTH / columns * height * count
+    figure, axes = plt.subplots(count, columns, squeeze=False, figsize=size)
     for axis, image, title in zip(axes.flat, images.cpu(), titles, strict=False):
         show_image(axis, image[0], title)
     for axis in axes.flat[len(images):]:
@@ -62,7 +63,7 @@ def plot_network(table: list[LayerRow]) -> Figure:
             boxes.append([name.format(row.kernel), row.output, colour, row.parameters, sees])
         elif row.parameters:
             boxes[-1][3] += row.parameters
-    figure, axis = plt.subplots(figsize=(WIDTH, 0.48 * len(boxes)))
+    figure, axis = plt.subplots(figsize=(FIGURE_WIDTH, 0.48 * len(boxes)))
     y, middle = 0.0, 0.22
     for name, size, colour, parameters, sees in boxes:
         side = size[-1] if len(size) == 3 else 1
@@ -83,7 +84,7 @@ def plot_network(table: list[LayerRow]) -> Figure:
 
 def plot_singular_values(before: Tensor, after: Tensor) -> Figure:
     """Draw the singular values of a matrix, from large to small, before and after it was orthogonalised."""
-    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.4))
+    figure, axes = plt.subplots(1, 2, figsize=(FIGURE_WIDTH, 2.4))
     for axis, values, title, colour in zip(axes, (before, after), ("the gradient", "orthogonalised"), (ORANGE, BLUE),
                                            strict=True):
         axis.bar(range(1, len(values) + 1), (values / values.max()).tolist(), color=colour)
@@ -108,7 +109,7 @@ def plot_history(history: list[dict], config: Config) -> Figure:
     if not history:
         raise ValueError("no epoch has finished, so there is nothing to draw: train first, for an epoch at least")
     epochs = [row["epoch"] for row in history]
-    figure, (loss, error, rate) = plt.subplots(3, 1, figsize=(WIDTH, 7), sharex=True, height_ratios=(3, 4, 2))
+    figure, (loss, error, rate) = plt.subplots(3, 1, figsize=(FIGURE_WIDTH, 7), sharex=True, height_ratios=(3, 4, 2))
     for name, style, colour in ("train", "o--", ORANGE), ("val", "o-", BLUE):
         label = {"train": "training", "val": "validation"}[name]
         loss.plot(epochs, [row[f"{name}_loss"] for row in history], style, color=colour, label=label)
@@ -132,7 +133,7 @@ def plot_history(history: list[dict], config: Config) -> Figure:
 
 def plot_average(averaged: list[float], plain: list[float]) -> Figure:
     """Draw the error of the averaged and of the plain weights (accuracies in percent, one per epoch)."""
-    figure, axis = plt.subplots(figsize=(WIDTH, 2.6))
+    figure, axis = plt.subplots(figsize=(FIGURE_WIDTH, 2.6))
     for accuracies, label, style in (plain, "the weights themselves", "o--"), (averaged, "their moving average", "o-"):
         axis.plot(range(1, len(accuracies) + 1), [100 - a for a in accuracies], style, label=label,
                   color=BLUE if accuracies is averaged else ORANGE)
@@ -148,7 +149,7 @@ def plot_confusion(labels: Tensor, predicted: Tensor) -> Figure:
     pairs = NUM_CLASSES * labels.cpu() + predicted.cpu()
     counts = torch.bincount(pairs, minlength=NUM_CLASSES**2).view(NUM_CLASSES, NUM_CLASSES)
     errors = counts - counts.diag().diag()
-    figure, axis = plt.subplots(figsize=(WIDTH, 5.2))
+    figure, axis = plt.subplots(figsize=(FIGURE_WIDTH, 5.2))
     axis.imshow(errors.numpy(), cmap="Oranges", vmax=1.5 * max(1, errors.max().item()))
     for true, taken in counts.nonzero().tolist():
         axis.text(taken, true, f"{counts[true, taken]}", ha="center", va="center")
@@ -160,7 +161,7 @@ def plot_confusion(labels: Tensor, predicted: Tensor) -> Figure:
 def plot_confidence(bins: list[tuple[float, float, int]], least: int = 10) -> Figure:
     """Draw how often answers of each probability are right, from the bins of `calibration` with `least` images."""
     bins = [b for b in bins if b[2] >= least]
-    figure, axis = plt.subplots(figsize=(WIDTH, 3.4))
+    figure, axis = plt.subplots(figsize=(FIGURE_WIDTH, 3.4))
     lowest = 100 * min(min(b[:2]) for b in bins) - 10
     axis.plot([lowest, 100], [lowest, 100], ":", color="black", label="right as often as the probability says")
     axis.plot([100 * b[0] for b in bins], [100 * b[1] for b in bins], "o-", label="this network")
@@ -173,20 +174,23 @@ def plot_confidence(bins: list[tuple[float, float, int]], least: int = 10) -> Fi
 
 
 def plot_class_maps(images: Tensor, maps: Tensor, titles: list[str]) -> Figure:
-    """Lay over each image (N, 28, 28) the map (N, 5, 5) whose mean is the score of the digit named in its title."""
-    figure, axes = plt.subplots(2, len(images) // 2, figsize=(WIDTH, 4))
+    """Lay over each image (N, 28, 28) the map (N, 5, 5) whose mean is the score of the digit named in its title.
+
+    Since most layers do not pad, the centres of what the 25 values see lie in the middle of the image.
+    """
+    figure, axes = plt.subplots(2, len(images) // 2, figsize=(FIGURE_WIDTH, 4))
     limit = maps.abs().max().item()
     for axis, image, heat, title in zip(axes.flat, images.cpu(), maps.cpu(), titles, strict=True):
         show_image(axis, image, title)
         drawn = axis.imshow(heat.numpy(), cmap="PuOr_r", vmin=-limit, vmax=limit, alpha=0.6, interpolation="bilinear",
-                            extent=(-0.5, 27.5, 27.5, -0.5))
+                            extent=(8.5, 18.5, 18.5, 8.5))  # value i is centred on pixel 9.5 + 2 i
     figure.colorbar(drawn, ax=axes, label="for (+) or against (−) the digit", shrink=0.8)
     return figure
 
 
 def plot_maps(image: Tensor, maps: dict[str, Tensor], columns: int = 6) -> Figure:
     """Draw an image (H, W), and below it the first maps (C, H, W) that each part of a network answers with."""
-    figure, axes = plt.subplots(len(maps) + 1, columns, figsize=(WIDTH, 0.85 * (len(maps) + 1)))
+    figure, axes = plt.subplots(len(maps) + 1, columns, figsize=(FIGURE_WIDTH, 0.85 * (len(maps) + 1)))
     for axis in axes.flat:
         axis.set_axis_off()
     for line, (name, values) in zip(axes, {"image": image[None], **maps}.items(), strict=True):
@@ -205,7 +209,7 @@ def plot_maps(image: Tensor, maps: dict[str, Tensor], columns: int = 6) -> Figur
 
 def plot_preparation(steps: dict[str, np.ndarray], probabilities: Tensor | None = None) -> Figure:
     """Draw the steps (H, W) of the preparation of a photo, and the ten probabilities, if the digit was found."""
-    figure, axes = plt.subplots(1, len(steps) + 1, figsize=(WIDTH, WIDTH / (len(steps) + 1) + 0.3))
+    figure, axes = plt.subplots(1, len(steps) + 1, figsize=(FIGURE_WIDTH, FIGURE_WIDTH / (len(steps) + 1) + 0.3))
     for axis, (name, pixels) in zip(axes, steps.items(), strict=False):
         show_image(axis, pixels, name, cmap="gray" if name == "grey" else "gray_r", vmin=0, vmax=1)
     if probabilities is None:

@@ -44,6 +44,8 @@ def run(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:  # the notebook names the code that it was stored with
         cell.source = re.sub(r'^CODE = "\w*"', f'CODE = "{code_hash()}"', cell.source, flags=re.MULTILINE)
+        if re.search(r"^EPOCHS = (?!0\b)", cell.source, re.MULTILINE):
+            sys.exit(f"{path.name} was left as it was, since its set-up sets EPOCHS: make it 0 for the full run")
     client = LiveClient(notebook, timeout=None, kernel_name="python3", coalesce_streams=True, record_timing=False,
                         store_widget_state=False, resources={"metadata": {"path": path.parent}},
                         extra_arguments=["--log-level=40"])  # errors only: new kernels warn of local connections

@@ -248,7 +248,8 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--keep", action="store_true", help="keep the networks too, in results/networks")
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE",
                         help='change fields of Config; the values are JSON, like 0.1 or "sgd"')
-    parser.add_argument("--device", default=utils.get_device().type, help="cpu, cuda or mps (default: the fastest)")
+    parser.add_argument("--device", choices=("cpu", "cuda", "mps"), default=utils.get_device().type,
+                        help="default: the fastest")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs side by side (default: all cores)")
     options = parser.parse_args()
     for name, least in ("seeds", 1), ("first_seed", 0), ("processes", 1):

@@ -5,7 +5,7 @@ import statistics
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from plots import BLUE, GREEN, GREY, ORANGE, WIDTH
+from plots import BLUE, FIGURE_WIDTH, GREEN, GREY, ORANGE
 from utils import TARGET
 
 
@@ -16,7 +16,7 @@ def mark_target(axis: plt.Axes, horizontal: bool = True) -> None:
 
 def plot_seeds(curves: dict[str, list[list[float]]]) -> Figure:
     """Draw the accuracy of every run (percent, one per epoch) of each recipe, faint, and their mean."""
-    figure, axis = plt.subplots(figsize=(WIDTH, 3.6))
+    figure, axis = plt.subplots(figsize=(FIGURE_WIDTH, 3.6))
     for (name, runs), colour in zip(curves.items(), (BLUE, ORANGE), strict=True):
         epochs = range(1, len(runs[0]) + 1)
         axis.plot(epochs, list(zip(*runs, strict=True)), color=colour, alpha=0.2, linewidth=0.8)
@@ -31,7 +31,7 @@ def plot_seeds(curves: dict[str, list[list[float]]]) -> Figure:
 
 def plot_parts(groups: dict[str, list[float]], label: str = "accuracy on held-out images (%)") -> Figure:
     """Draw the results of each recipe on its own line: a dot per run, mean and standard error; the first is marked."""
-    figure, axis = plt.subplots(figsize=(WIDTH, 0.36 * len(groups) + 0.8))
+    figure, axis = plt.subplots(figsize=(FIGURE_WIDTH, 0.36 * len(groups) + 0.8))
     for y, values in enumerate(groups.values()):
         axis.scatter(values, [y] * len(values), color=GREY, alpha=0.5, s=14)
         error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0
@@ -47,7 +47,7 @@ def plot_frontier(sizes: dict[int, list[float]], epochs: dict[int, list[float]],
 
     A public result has `parameters` and `last_accuracy`; those with a `name` are named.
     """
-    figure, axes = plt.subplots(2, 1, figsize=(WIDTH, 7.5), height_ratios=(4, 3))
+    figure, axes = plt.subplots(2, 1, figsize=(FIGURE_WIDTH, 7.5), height_ratios=(4, 3))
     labels = "parameters, in 19 epochs", "epochs, with 19,712 parameters"
     for axis, groups, label in zip(axes, (sizes, epochs), labels, strict=True):
         for number, values in groups.items():
@@ -74,7 +74,7 @@ def plot_robustness(curves: dict[str, tuple[list[float], dict[str, list[list[flo
     `curves` has, for each distortion, its strengths and, by recipe, the networks' accuracies at each of them; `other`
     has the accuracies on other handwriting.
     """
-    figure, axes = plt.subplots(4, 2, figsize=(WIDTH, 8), sharey=True)
+    figure, axes = plt.subplots(4, 2, figsize=(FIGURE_WIDTH, 8), sharey=True)
     colours = dict(zip(other, (ORANGE, BLUE), strict=True))
     for axis, (name, (strengths, recipes)) in zip(axes.flat, curves.items(), strict=False):
         for recipe, runs in recipes.items():
@@ -98,8 +98,9 @@ def plot_robustness(curves: dict[str, tuple[list[float], dict[str, list[list[flo
 
 def plot_bars(groups: dict[str, dict[str, float]], label: str) -> Figure:
     """Draw groups of named numbers as horizontal bars, each with its value."""
-    figure, axes = plt.subplots(len(groups), 1, figsize=(WIDTH, sum(len(g) for g in groups.values()) * 0.4 + 1.1),
-                                height_ratios=[len(g) for g in groups.values()], sharex=True, squeeze=False)
+    heights = [len(group) for group in groups.values()]
+    figure, axes = plt.subplots(len(groups), 1, figsize=(FIGURE_WIDTH, 0.4 * sum(heights) + 1.1), height_ratios=heights,
+                                sharex=True, squeeze=False)
     longest = max(value for group in groups.values() for value in group.values())
     for axis, (title, group) in zip(axes.flat, groups.items(), strict=True):
         axis.barh(list(group), list(group.values()), color=[GREY, *[BLUE] * (len(group) - 1)])
@@ -113,7 +114,7 @@ def plot_bars(groups: dict[str, dict[str, float]], label: str) -> Figure:
 
 def plot_photos(kinds: dict[str, tuple[float, float]]) -> Figure:
     """Draw, for each kind of photo, the percentage that is right with a simple and with our preparation."""
-    figure, axis = plt.subplots(figsize=(WIDTH, 0.3 * len(kinds) + 0.9))
+    figure, axis = plt.subplots(figsize=(FIGURE_WIDTH, 0.3 * len(kinds) + 0.9))
     for y, (before, after) in enumerate(kinds.values()):
         axis.plot([before, after], [y, y], color=GREY, alpha=0.5, zorder=1)
     for values, colour, label in zip(zip(*kinds.values(), strict=True), (ORANGE, BLUE),

@@ -101,13 +101,13 @@ def read_results() -> dict:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    files = sorted(NETWORKS.glob("*-[0-9]*.pt"))
+    if not files:
+        sys.exit(f"there is no network in {NETWORKS}: 'python -m benchmarks.accuracy final baseline --seeds 5 --keep'")
     device, (other, digits) = get_device(), other_handwriting()
     images, labels = (tensor.to(device) for tensor in load_mnist(train=False))
     cases = [(name, strength) for name, (strengths, _) in DISTORTIONS.items() for strength in strengths]
     networks = {}
-    files = sorted(NETWORKS.glob("*.pt"))
-    if not files:
-        sys.exit(f"there is no network in {NETWORKS}: 'python -m benchmarks.accuracy final baseline --seeds 5 --keep'")
     for path in tqdm(files, file=sys.stdout, leave=False):
         model = load_run(path)[0].to(device)
         recipe, seed = re.fullmatch(r"(.+)-(\d+)", path.stem).groups()
