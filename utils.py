@@ -360,7 +360,7 @@ def print_epoch(row: dict, config: Config, _model: nn.Module) -> None:
 
 
 def fit(model: nn.Module, train_loader: Loader, val_loader: Loader, on_epoch: Callable = print_epoch) -> list[dict]:
-    """Train `model` by the training loader's config and leave the averaged weights in it; return one row per epoch.
+    """Train `model` by the training loader's config, leave the averaged weights in it, and return one row per epoch.
 
     A row holds the epoch, the loss and accuracy (percent) in training and, with the averaged weights, in validation,
     and the seconds for both; `on_epoch` is called with it, the config and the averaged model. Ctrl-C or the notebook's
@@ -386,6 +386,7 @@ def fit(model: nn.Module, train_loader: Loader, val_loader: Loader, on_epoch: Ca
         print(f"Interrupted after {len(history)} of {config.epochs} epochs: the model is kept as it is. To train it "
               "from the start, make a new one and call fit again.")
     model.load_state_dict(ema_model.state_dict())
+    model.eval()  # or the next look at an image would change BatchNorm's statistics
     return history
 
 

@@ -154,7 +154,7 @@ def run(recipe: str, seed: int, split: bool, device_name: str, keep: bool) -> di
         utils.save_run(NETWORKS / f"{recipe}-{seed}.pt", model, config, history)
     logits, digits = utils.predict(model, val_loader)
     confidence, predicted = logits.softmax(1).max(1)
-    distorted = measure(model, val_loader.images[::4], val_loader.labels[::4], SAMPLE)  # a sample is enough here
+    (distorted,) = measure([model], val_loader.images[::4], val_loader.labels[::4], SAMPLE)  # a sample is enough here
     settings = {name: value for name, value in asdict(config).items() if name != "seed"}
     return {
         "recipe": recipe, "settings": {**settings, **network}, "seed": seed, "train_images": len(labels),

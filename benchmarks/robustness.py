@@ -8,9 +8,8 @@
 import argparse
 import json
 import math
-import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from handwriting import prepare_digit
 from model import IMAGE_SHAPE
-from utils import atomic_write, describe_environment, get_device, load_mnist, load_run, normalise
+from utils import atomic_write, describe_environment, get_device, load_mnist, load_run, memory_format_for, normalise
 
 RESULTS = Path(__file__).with_name("results") / "robustness.json"
 NETWORKS = RESULTS.with_name("networks")
@@ -65,17 +64,19 @@ SAMPLE = [("shift (pixels)", 5), ("rotation (degrees)", 30), ("scale (factor)", 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """The accuracy in percent on float images (N, 1, 28, 28) in [0, 1]."""
     model.eval()
-    predicted = torch.cat([model(part).argmax(1) for part in normalise(images).split(200)])
+    images = normalise(images).to(memory_format=memory_format_for(images.device))
+    predicted = torch.cat([model(part).argmax(1) for part in images.split(200)])
     return 100 * (predicted == labels).float().mean().item()
 
 
-def measure(model: nn.Module, images: Tensor, labels: Tensor, cases: list[tuple[str, float]]) -> list[float]:
-    """The accuracy in percent with each distortion of the given strength; uint8 images, on the model's device."""
-    images = images.float() / 255
-    results = []
+def measure(models: list[nn.Module], images: Tensor, labels: Tensor, cases: Iterable[tuple[str, float]]
+            ) -> list[list[float]]:
+    """Each model's accuracy in percent with each distortion of the given strength; uint8 images, on their device."""
+    images, results = images.float() / 255, [[] for _ in models]
     for name, strength in cases:
-        variants = [accuracy(model, variant, labels) for variant in DISTORTIONS[name][1](images, strength)]
-        results.append(round(sum(variants) / len(variants), 4))
+        variants = DISTORTIONS[name][1](images, strength)
+        for model, result in zip(models, results, strict=True):
+            result.append(round(sum(accuracy(model, variant, labels) for variant in variants) / len(variants), 4))
     return results
 
 
@@ -107,13 +108,13 @@ def main() -> None:
     device, (other, digits) = get_device(), other_handwriting()
     images, labels = (tensor.to(device) for tensor in load_mnist(train=False))
     cases = [(name, strength) for name, (strengths, _) in DISTORTIONS.items() for strength in strengths]
+    models = [load_run(path)[0].to(device, memory_format=memory_format_for(device)) for path in files]
     networks = {}
-    for path in tqdm(files, file=sys.stdout, leave=False):
-        model = load_run(path)[0].to(device)
-        recipe, seed = re.fullmatch(r"(.+)-(\d+)", path.stem).groups()
+    for path, model, distorted in zip(files, models, measure(models, images, labels, tqdm(cases, file=sys.stdout)),
+                                      strict=True):
+        recipe, seed = path.stem.rsplit("-", 1)
         networks.setdefault(recipe, {})[seed] = {
-            "distortions": measure(model, images, labels, cases),
-            "load_digits": round(accuracy(model, other.to(device), digits.to(device)), 4)}
+            "distortions": distorted, "load_digits": round(accuracy(model, other.to(device), digits.to(device)), 4)}
     results = {"cases": cases, "networks": networks, "environment": describe_environment(device)}
     atomic_write(RESULTS, lambda temporary: temporary.write_text(json.dumps(results) + "\n", encoding="utf-8"))
     for number, (name, strength) in enumerate(cases):

@@ -98,6 +98,7 @@ def test_history_is_of_the_averaged_weights(small_loaders, trained):
     for row, _, averaged in calls:
         assert evaluate(averaged, small_loaders(SHORT)[1]) == (row["val_loss"], row["val_accuracy"])
     assert same(model, calls[-1][2])
+    assert not model.training
 
 
 def test_loop_by_hand_ends_in_the_weights_of_fit(small_loaders):
