@@ -240,7 +240,7 @@ def read_public() -> list[dict]:
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     """The options and the recipes of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("recipes", nargs="+", metavar="RECIPE", help=f"of: {', '.join([*GROUPS, *RECIPES])}")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N-1 (default: 3)")
     parser.add_argument("--first-seed", type=int, default=0, help="start at another seed")

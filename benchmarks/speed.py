@@ -351,7 +351,7 @@ def read_results(path: Path = RESULTS) -> dict[str, dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of: {', '.join(map(repr, PARTS))} (default: all)")
     parser.add_argument("--repetitions", type=int, help="turns of each measurement but the time to accuracy")
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), default=utils.get_device().type,
