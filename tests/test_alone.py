@@ -133,4 +133,4 @@ def test_downloaded_archive_needs_no_git(tmp_path, monkeypatch):
     monkeypatch.setenv("LC_ALL", "C")
     (printed,) = execute(folder, cells=7)
     folder.chmod(0o755)
-    assert "19,712 parameters" in printed
+    assert "Total params: 19,712" in printed
