@@ -84,14 +84,13 @@ def plot_robustness(curves: dict[str, tuple[list[float], dict[str, list[list[flo
     bars, legend = axes.flat[len(curves):]
     for recipe, values in other.items():
         mean = statistics.mean(values)
-        bars.barh(recipe, mean, color=colours[recipe])
-        bars.text(mean - 2, recipe, f"{mean:.1f}", ha="right", va="center", color="white")
-    bars.set(xlabel="other handwriting (%)", xlim=(0, 100))
-    bars.tick_params(axis="y", labelleft=True)
+        bars.bar(recipe, mean, color=colours[recipe])
+        bars.text(recipe, mean - 4, f"{mean:.1f}", ha="center", va="top", color="white")
+    bars.set_xlabel("other handwriting")
     legend.set_axis_off()
     legend.legend([plt.Line2D([], [], marker="o", color=colour) for colour in colours.values()],
                   [f"{recipe}, mean of {len(values)}" for recipe, values in other.items()], loc="center")
-    for axis in axes[:3, 0]:
+    for axis in axes[:, 0]:
         axis.set(ylabel="accuracy (%)", ylim=(0, 102))
     return figure
 

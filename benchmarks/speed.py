@@ -345,8 +345,9 @@ def table(part: str, measured: dict) -> list[tuple]:
         (name, statistics.median(values), min(values), max(values)) for name, values in seconds.items()]
 
 
-def read_results(path: Path = RESULTS) -> dict[str, dict]:
+def read_results(path: Path | None = None) -> dict[str, dict]:
     """The last measurement of each part, with its environment; the precision is that of ours in training."""
+    path = path or RESULTS
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
