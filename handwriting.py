@@ -17,21 +17,22 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from model import IMAGE_SHAPE
+from model import IMAGE_SHAPE, NUM_CLASSES
 from utils import ROOT, load_run, normalise
 
 SIDES = 200, 400  # pixels of the longer side in all steps: smaller images are enlarged, larger ones reduced
 WINDOW = 0.25  # of the longer side: any stroke is narrower, and shadows are larger
 LEVELS = 0.7, 0.6, 0.5, 0.4, 0.3, 0.22, 0.16, 0.11  # shares of the light that ink takes away, strongest ink first
-FAINT = 0.3  # below this share, what lies at the edge of the image may be the end of a shadow
+FAINT = 0.5  # below this share, what lies at the edge of the image may be the end of a shadow
 SMALLEST = 0.08  # of the longer side: no digit is smaller
 SPECK, BESIDE, NEAR = 0.1, 0.3, 0.3  # of a digit's size: dust is smaller, a digit beside it higher, its parts nearer
 LARGE = 80  # pixels of the longer side at which a digit's shape is measured: 4 for each of MNIST's
 SHARE = 0.4  # of the ink's strength, from which a pixel is ink; ruled lines are weaker
 RAMP = 0.1, 0.9  # shares of the ink's strength that become 0 and 1, so that the outlines stay smooth
 REACH = 8, 3  # pixels around the ink in which its outline fades: more in an image that was enlarged
-WIDTH, LENGTH, HOLES = 0.4, (0.8, 3.5), 3  # of a digit's strokes, in units of its longer side: limits of MNIST's
+WIDTH, LENGTH, HOLES = 0.4, (0.8, 3.4), 3  # of a digit's strokes, in units of its longer side: limits of MNIST's
 WEIGHT = 2.3, 3.4  # pixels: the usual widths of MNIST's strokes, as `stroke_width` measures them
+KNOWN = 5.3, 4  # the largest logit of half-doubted ink, and how fast doubt fades above: few digits have less
 
 Picture = Image.Image | np.ndarray | Tensor | str | os.PathLike | bytes | BinaryIO
 Box = tuple[int, int, int, int]  # left, top, right, bottom; the last two are the first column and row outside
@@ -169,7 +170,7 @@ def frame(maps: np.ndarray, width: int) -> np.ndarray:
 def flatten_light(colours: np.ndarray) -> np.ndarray:
     """The share of the light that is missing at each pixel (H, W) of (3, H, W), compared with the ground around it.
 
-    The ground is the image with the dark strokes filled, in each colour. If bright strokes remain in it, rather than
+    The ground is the image with the dark strokes filled, in each colour. If far more bright strokes remain in it than
     dark ones when the bright strokes are filled, the ink is bright, and black and white change places.
     """
     height, width = colours.shape[1:]
@@ -179,7 +180,7 @@ def flatten_light(colours: np.ndarray) -> np.ndarray:
     framed = frame(small[0].numpy(), window)
     no_dark, no_bright = close(framed, window), -close(-framed, window)
     bright, dark = no_dark + close(-no_dark, window), close(no_bright, window) - no_bright
-    if (bright**3).sum() > (dark**3).sum():
+    if (bright**3).sum() > 10 * (dark**3).sum():
         colours, no_dark = 1 - colours, 1 - no_bright
     ground = -dilate(-no_dark, 3)[:, window:-window, window:-window]  # the edge of a table is followed closely
     ground = F.interpolate(torch.from_numpy(ground.copy())[None], (height, width), mode="bilinear")[0].numpy()
@@ -369,15 +370,21 @@ def stored_network() -> nn.Module:
 
 
 def classify(digits: list[np.ndarray], model: nn.Module | None) -> Tensor:
-    """The probabilities (N, 10), on the CPU, of prepared digits; the model's mode stays as it is."""
+    """The probabilities (N, 10), on the CPU, of prepared digits; the model's mode stays as it is.
+
+    A letter or a scribble seldom has as large a logit as a digit: the smaller the largest logit, the nearer are the
+    probabilities drawn to one tenth each.
+    """
     model = stored_network() if model is None else model
     images = torch.from_numpy(np.stack(digits)).view(-1, *IMAGE_SHAPE)
     training = model.training
     try:
         with torch.no_grad():
-            return model.eval()(normalise(images).to(next(model.parameters()).device)).softmax(1).cpu()
+            logits = model.eval()(normalise(images).to(next(model.parameters()).device)).cpu()
     finally:
         model.train(training)
+    known = torch.sigmoid(KNOWN[1] * (logits.amax(1, keepdim=True) - KNOWN[0]))
+    return known * logits.softmax(1) + (1 - known) / NUM_CLASSES
 
 
 def predict_digit(image: Picture, model: nn.Module | None = None) -> tuple[int, Tensor]:

@@ -257,18 +257,19 @@ class Loader:
 
 
 @torch.no_grad()
-def update_ema(pairs: list[tuple[Tensor, Tensor]], step: int, decay: float) -> None:
+def update_ema(averages: list[Tensor], values: list[Tensor], step: int, decay: float) -> None:
     """Move each average towards its value: Polyak and Juditsky, "Acceleration of stochastic approximation", 1992.
 
     The share that an average keeps rises with the steps, from 0.1 to `decay`, so that the random start is soon
     forgotten. (PyTorch's AveragedModel does the same, but makes the host wait for a GPU in every step.)
     """
     kept = min(decay, (1 + step) / (10 + step))
-    for average, value in pairs:
-        if average.is_floating_point():
-            average.lerp_(value, 1 - kept)
-        else:  # BatchNorm's count of batches
-            average.copy_(value)
+    torch._foreach_lerp_(averages, values, 1 - kept)  # one operation for all of them: a GPU has less to launch
+
+
+def averaged_values(model: nn.Module) -> list[Tensor]:
+    """The weights and BatchNorm's statistics, which `update_ema` averages; not its count of batches."""
+    return [value for value in model.state_dict().values() if value.is_floating_point()]
 
 
 def rate_factor(progress: float, config: Config) -> float:
@@ -287,8 +288,8 @@ def make_optimizers(model: nn.Module, config: Config, steps: int) -> list[tuple[
 
 
 def train_epoch(model: nn.Module, loader: Loader, optimizers: list[tuple[Optimizer, LRScheduler]],
-                averages: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-    """Train `model` for one epoch; return the mean loss and the accuracy in percent, as they were in training.
+                ema_model: nn.Module) -> tuple[float, float]:
+    """Train `model` and its average for an epoch; return the mean loss and the accuracy (percent), as in training.
 
     Losses stay on the device and are read when the progress bar is drawn, about twice a second, not in every step.
     FloatingPointError names the epoch and the step in which the loss stopped being finite.
@@ -296,6 +297,7 @@ def train_epoch(model: nn.Module, loader: Loader, optimizers: list[tuple[Optimiz
     device, config, epoch = loader.images.device, loader.config, loader.epoch
     total, seen, bfloat16 = len(loader.labels), 0, training_precision(config, device) == "bfloat16"
     losses, correct = torch.zeros(len(loader), device=device), torch.zeros((), dtype=torch.int64, device=device)
+    averages, values = averaged_values(ema_model), averaged_values(model)
     model.train()
     with tqdm(total=total, desc=f"epoch {epoch:2}/{config.epochs}", unit=" images", leave=False,
               file=sys.stdout, mininterval=0.5) as bar:
@@ -308,7 +310,7 @@ def train_epoch(model: nn.Module, loader: Loader, optimizers: list[tuple[Optimiz
             for optimizer, scheduler in optimizers:
                 optimizer.step()
                 scheduler.step()
-            update_ema(averages, (epoch - 1) * len(loader) + step, config.ema_decay)
+            update_ema(averages, values, (epoch - 1) * len(loader) + step, config.ema_decay)
             losses[step] = loss.detach() * len(labels)
             correct += (logits.argmax(1) == labels).sum()
             seen += len(labels)
@@ -371,12 +373,11 @@ def fit(model: nn.Module, train_loader: Loader, val_loader: Loader, on_epoch: Ca
     model.to(memory_format=memory_format_for(train_loader.images.device))
     optimizers = make_optimizers(model, config, steps=config.epochs * len(train_loader))
     ema_model = copy.deepcopy(model)
-    averages = list(zip(ema_model.state_dict().values(), model.state_dict().values(), strict=True))
     train_loader.epoch = 1
     try:
         for epoch in range(1, config.epochs + 1):
             start = time.perf_counter()
-            train_loss, train_accuracy = train_epoch(model, train_loader, optimizers, averages)
+            train_loss, train_accuracy = train_epoch(model, train_loader, optimizers, ema_model)
             val_loss, val_accuracy = evaluate(ema_model, val_loader)
             seconds = time.perf_counter() - start
             history.append({"epoch": epoch, "train_loss": train_loss, "train_accuracy": train_accuracy,
@@ -385,7 +386,7 @@ def fit(model: nn.Module, train_loader: Loader, val_loader: Loader, on_epoch: Ca
     except KeyboardInterrupt:
         print(f"Interrupted after {len(history)} of {config.epochs} epochs: the model is kept as it is. To train it "
               "from the start, make a new one and call fit again.")
-    model.load_state_dict(ema_model.state_dict())
+    torch._foreach_copy_(averaged_values(model), averaged_values(ema_model))
     model.eval()  # or the next look at an image would change BatchNorm's statistics
     return history
 

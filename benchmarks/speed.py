@@ -8,6 +8,7 @@ a process of its own, so that a change of the machine's speed affects all alike.
 """
 
 import argparse
+import copy
 import json
 import math
 import multiprocessing
@@ -84,11 +85,11 @@ class TensorPipeline:
                         for loader, train, number in ((self.train_loader, True, images), (Loader, False, tests))]
         self.model = Net(width, self.config.dropout).to(device, memory_format=utils.memory_format_for(device))
         self.optimizers = utils.make_optimizers(self.model, self.config, 100 * len(self.loaders[0]))
-        self.averages = [(value.clone(), value) for value in self.model.state_dict().values()]
+        self.ema_model = copy.deepcopy(self.model)
 
     def train(self) -> None:
         self.loaders[0].epoch = 1  # every turn has the same work: past the last epoch no image is augmented
-        utils.train_epoch(self.model, self.loaders[0], self.optimizers, self.averages)
+        utils.train_epoch(self.model, self.loaders[0], self.optimizers, self.ema_model)
 
     def evaluate(self) -> float:
         return utils.evaluate(self.model, self.loaders[1])[1]
@@ -226,6 +227,7 @@ def measure_profile(repetitions: int, device: torch.device) -> dict:
     bfloat16 = training_precision(config, device) == "bfloat16"
     precision = torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16)
     parts, forward, backward = defaultdict(list), defaultdict(list), defaultdict(list)
+    averages, values = utils.averaged_values(ours.ema_model), utils.averaged_values(ours.model)
     for step in tqdm(range(repetitions), desc="profile", file=sys.stdout):
         with timed(parts["data"], device):
             images, labels = next(batches)
@@ -240,7 +242,7 @@ def measure_profile(repetitions: int, device: torch.device) -> dict:
             for optimizer_or_scheduler in chain(*ours.optimizers):
                 optimizer_or_scheduler.step()
         with timed(parts["average"], device):
-            utils.update_ema(ours.averages, step, config.ema_decay)
+            utils.update_ema(averages, values, step, config.ema_decay)
         for number, layer in enumerate(layers, start=1):  # the network is one chain
             name, images = f"{type(layer).__name__}-{number}", images.detach().requires_grad_(number > 1)
             given = images.clone()  # since ReLU works in place

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
@@ -28,7 +29,7 @@ def train(loaders, **options):
 
 def same(first, second):
     """Whether two models hold the same numbers, the statistics of BatchNorm included."""
-    return all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
+    return all(map(torch.equal, utils.averaged_values(first), utils.averaged_values(second)))
 
 
 def without_seconds(history):
@@ -108,14 +109,14 @@ def test_loop_by_hand_ends_in_the_weights_of_fit(small_loaders):
     set_seed(0)
     model = Net().to(memory_format=torch.channels_last)
     averaged, optimizers = copy.deepcopy(model), make_optimizers(model, config, config.epochs * len(loader))
-    pairs = list(zip(averaged.state_dict().values(), model.state_dict().values(), strict=True))
+    averages, values = utils.averaged_values(averaged), utils.averaged_values(model)
     for epoch in range(config.epochs):
         for step, (images, labels) in enumerate(loader):
             model.zero_grad()
             F.cross_entropy(model(images), labels, label_smoothing=config.label_smoothing).backward()
             for action in itertools.chain(*optimizers):
                 action.step()
-            utils.update_ema(pairs, epoch * len(loader) + step, config.ema_decay)
+            utils.update_ema(averages, values, epoch * len(loader) + step, config.ema_decay)
     assert same(averaged, expected)
 
 
@@ -174,13 +175,31 @@ def test_schedule_rises_and_falls_in_every_step():
     assert rates == pytest.approx(expected.tolist())
 
 
+class CountOperations(TorchDispatchMode):
+    """How many operations a device would be asked for."""
+
+    number = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.number += 1
+        return function(*args, **(kwargs or {}))
+
+
 def test_average_keeps_a_share_that_rises_to_the_decay():
-    value, average, last, count = torch.tensor(1.0), torch.tensor(0.0), torch.tensor(0.0), torch.tensor(0)
-    utils.update_ema([(average, value), (count, torch.tensor(7))], step=0, decay=0.5)
-    assert average.item() == pytest.approx(0.9) and count == 7
-    utils.update_ema([(average, value + 1)], step=100, decay=0.5)
-    utils.update_ema([(last, value)], step=100, decay=0)
-    assert average.item() == pytest.approx(1.45) and last == value
+    average, last, ones = torch.zeros(1), torch.zeros(1), torch.ones(1)
+    utils.update_ema([average], [ones], step=0, decay=0.5)
+    assert average.item() == pytest.approx(0.9)
+    utils.update_ema([average, last], [2 * ones, ones], step=100, decay=0.5)
+    assert average.item() == pytest.approx(1.45) and last.item() == 0.5
+    utils.update_ema([last], [ones], step=100, decay=0)
+    assert last.item() == 1
+
+
+def test_average_is_one_operation_for_the_whole_network():
+    averages, values = utils.averaged_values(Net()), utils.averaged_values(Net())
+    with CountOperations() as operations:
+        utils.update_ema(averages, values, step=0, decay=0.5)
+    assert operations.number == 1
 
 
 def in_step(number, model, happens):
