@@ -81,7 +81,7 @@ def test_strokes_of_any_width_come_out_alike(width):
 def test_every_kind_of_image(model, image):
     digit, probabilities = predict_digit(image, model)
     assert digit == 7
-    assert probabilities.shape == (10,)
+    assert probabilities.shape == (10,) and probabilities[7] > 0.5
     assert probabilities.sum().item() == pytest.approx(1, abs=1e-5)
 
 
@@ -117,18 +117,30 @@ def test_several_digits(model):
 
 RNG = np.random.default_rng(0)
 LIGHT = np.linspace(240, 140, 300)[:, None].repeat(300, 1)
+RULED = LIGHT - 50 * (np.arange(300)[:, None] % 24 < 2)
 SPECK = Image.new("L", (300, 300), "white")
 SPECK.paste(0, (100, 100, 105, 104))
 
 
 @pytest.mark.parametrize("image", [
     Image.new("RGB", (100, 100), "white"), np.full((28, 28), 7.0), LIGHT, LIGHT + RNG.normal(0, 5, LIGHT.shape),
+    LIGHT.T * 1.5 - 120, RULED, RULED.T,
     200 + RNG.normal(0, 20, (300, 300)), SPECK, Image.new("RGBA", (50, 50)), np.full((28, 28), 0.5) + 0.01 * np.eye(28),
     draw([tuple(point) for point in RNG.integers(40, 260, (30, 2)).tolist()]),  # a scribble
 ])
 def test_pages_without_a_digit(image):
     with pytest.raises(ValueError, match="no digit"):
         prepare_digit(image)
+
+
+@pytest.mark.parametrize("lines", [
+    [[(190, 70), (110, 70), (110, 230), (190, 230)], [(110, 150), (170, 150)]],  # E
+    [[(190, 70), (110, 70), (110, 230)], [(110, 150), (170, 150)]],  # F
+    [[(110, 70), (110, 230)], [(190, 70), (110, 150), (190, 230)]],  # K
+    [[(90, 230), (100, 70), (150, 160), (200, 70), (210, 230)]],  # M
+])
+def test_letters_meet_with_doubt(model, lines):
+    assert predict_digit(draw(*lines), model)[1].max() < 0.3
 
 
 @pytest.mark.parametrize(("image", "message"), [
