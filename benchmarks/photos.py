@@ -131,13 +131,8 @@ def rule(paper: np.ndarray, grid: bool, grey: float, rng: np.random.Generator) -
             paper[:, start:start + width] = grey, grey + 10, min(grey + 40, 255)
 
 
-def photograph(digits: list[np.ndarray], rng: np.random.Generator, pen: str = "marker", light: tuple | None = None,
-               lines: float = 0, grid: bool = False, specks: int = 0, desk: bool = False,
-               drawn: int | str | None = None,
-               phone: bool = False, noise: float = 0, blur: float = 0, jpeg: int = 92, form: str = "",
-               margin: float | None = None, ground: tuple = (236, 234, 228)) -> Image.Image:
-    """One photo of the digits side by side, each (28, 28) in [0, 1]; the keywords say what is in the picture."""
-    colour, width = PENS[pen]
+def draw_marks(digits: list[np.ndarray], pen: str, drawn: int | str | None, rng: np.random.Generator) -> Image.Image:
+    """The ink alone: the digits (28, 28) side by side or, if `drawn` says so, strokes of our own in their place."""
     size = int(SIDE * rng.uniform(0.25, 0.5) / max(1, len(digits) - 1) ** 0.5)
     if drawn == "scribble":
         marks = [draw_scribble(rng, size)]
@@ -148,21 +143,29 @@ def photograph(digits: list[np.ndarray], rng: np.random.Generator, pen: str = "m
     elif drawn is not None:
         marks = [draw_strokes(drawn, rng, size)]
     else:
-        marks = [draw_digit(digit, size, width) for digit in digits]
+        marks = [draw_digit(digit, size, PENS[pen][1]) for digit in digits]
     marks = [mark.crop(mark.getbbox()) for mark in marks]
     gaps = [int(size * rng.uniform(0.1, 0.5)) for _ in marks]
-    width = sum(mark.width for mark in marks) + sum(gaps[:-1])
-    ink = Image.new("L", (width, max([mark.height for mark in marks], default=0)))
+    ink = Image.new("L", (sum(mark.width for mark in marks) + sum(gaps[:-1]),
+                          max([mark.height for mark in marks], default=0)))
     left = 0
     for mark, gap in zip(marks, gaps, strict=True):
         ink.paste(mark, (left, (ink.height - mark.height) // 2))
         left += mark.width + gap
-    page = Image.new("L", (SIDE, SIDE))
+    return ink
+
+
+def photograph(digits: list[np.ndarray], rng: np.random.Generator, pen: str = "marker", light: tuple | None = None,
+               lines: float = 0, grid: bool = False, specks: int = 0, desk: bool = False,
+               drawn: int | str | None = None, phone: bool = False, noise: float = 0, blur: float = 0, jpeg: int = 92,
+               form: str = "", margin: float | None = None, ground: tuple = (236, 234, 228)) -> Image.Image:
+    """One photo of the digits side by side, each (28, 28) in [0, 1]; the keywords say what is in the picture."""
+    ink, page = draw_marks(digits, pen, drawn, rng), Image.new("L", (SIDE, SIDE))
     edge = SIDE // 9 if desk else SIDE // 20  # kept free of ink
     corner = [int(edge + rng.integers(0, max(1, SIDE - side - 2 * edge))) for side in ink.size]
     page.paste(ink, tuple(corner))
     if form == "clear":
-        shown = Image.new("RGB", page.size, colour)
+        shown = Image.new("RGB", page.size, PENS[pen][0])
         shown.putalpha(page)
         return shown
     paper = np.full((SIDE, SIDE, 3), ground, dtype=np.float32) + rng.normal(0, 1, (SIDE, SIDE, 1))
@@ -171,7 +174,7 @@ def photograph(digits: list[np.ndarray], rng: np.random.Generator, pen: str = "m
     cover = np.asarray(page, dtype=np.float32)[..., None] / 255
     if pen == "pencil":
         cover = cover * rng.uniform(0.6, 1, cover.shape)
-    paper = paper * (1 - cover) + np.float32(colour) * cover
+    paper = paper * (1 - cover) + np.float32(PENS[pen][0]) * cover
     for y, x in rng.integers(0, SIDE - 4, (specks, 2)):
         side = rng.integers(2, 5)
         paper[y:y + side, x:x + side] = 40
