@@ -184,6 +184,7 @@ def plot_class_maps(images: Tensor, maps: Tensor, titles: list[str]) -> Figure:
         show_image(axis, image, title)
         drawn = axis.imshow(heat.numpy(), cmap="PuOr_r", vmin=-limit, vmax=limit, alpha=0.6, interpolation="bilinear",
                             extent=(8.5, 18.5, 18.5, 8.5))  # value i is centred on pixel 9.5 + 2 i
+        axis.set(xlim=(-0.5, 27.5), ylim=(27.5, -0.5))  # the whole image again
     figure.colorbar(drawn, ax=axes, label="for (+) or against (−) the digit", shrink=0.8)
     return figure
 

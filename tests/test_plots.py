@@ -42,3 +42,9 @@ def test_every_image_is_counted_in_the_confusion_matrix():
     labels, predicted = torch.tensor([3, 3, 7]), torch.tensor([3, 5, 7])
     (axis,) = plots.plot_confusion(labels, predicted).axes
     assert {(t.get_position(), t.get_text()) for t in axis.texts} == {((3, 3), "1"), ((5, 3), "1"), ((7, 7), "1")}
+
+
+def test_class_maps_lie_on_the_whole_image(test_set):
+    figure = plots.plot_class_maps(test_set[0][:6, 0], torch.randn(6, 5, 5), list("720414"))
+    for axis in figure.axes[:6]:
+        assert (axis.get_xlim(), axis.get_ylim()) == ((-0.5, 27.5), (27.5, -0.5))
