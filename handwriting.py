@@ -30,7 +30,7 @@ LARGE = 80  # pixels of the longer side at which a digit's shape is measured: 4 
 SHARE = 0.4  # of the ink's strength, from which a pixel is ink; ruled lines are weaker
 RAMP = 0.1, 0.9  # shares of the ink's strength that become 0 and 1, so that the outlines stay smooth
 REACH = 8, 3  # pixels around the ink in which its outline fades: more in an image that was enlarged
-WIDTH, LENGTH, HOLES = 0.4, (0.8, 3.4), 3  # of a digit's strokes, in units of its longer side: limits of MNIST's
+THICKEST, LENGTH, HOLES = 0.4, (0.8, 3.4), 3  # of a digit's strokes, in units of its longer side: limits of MNIST's
 WEIGHT = 2.3, 3.4  # pixels: the usual widths of MNIST's strokes, as `stroke_width` measures them
 KNOWN = 5.3, 4  # the largest logit of half-doubted ink, and how fast doubt fades above: few digits have less
 
@@ -287,9 +287,9 @@ def check_shape(large: np.ndarray) -> None:
     width = stroke_width(large) / LARGE
     length = solid.sum() / LARGE**2 / max(width, 1e-6)
     holes = sum(part.edge == 0 for part in find_parts(~solid)[1])
-    if width > WIDTH or not LENGTH[0] < length < LENGTH[1] or holes > HOLES:
+    if width > THICKEST or not LENGTH[0] < length < LENGTH[1] or holes > HOLES:
         raise ValueError(f"no digit: compared with its longer side, the ink's strokes are {width:.2f} wide and "
-                         f"{length:.1f} long, with {holes} holes; a digit's are up to {WIDTH} wide, {LENGTH[0]} to "
+                         f"{length:.1f} long, with {holes} holes; a digit's are up to {THICKEST} wide, {LENGTH[0]} to "
                          f"{LENGTH[1]} long, with up to {HOLES}")
 
 

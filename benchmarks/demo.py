@@ -15,7 +15,7 @@ from utils import ROOT, load_mnist, load_run, normalise
 
 PAGE = ROOT / "docs" / "index.html"
 BLOCK = re.compile(r'(?<=<script id="data" type="application/json">).*?(?=</script>)', re.DOTALL)
-CONSTANTS = ("SIDES WINDOW LEVELS FAINT SMALLEST SPECK BESIDE NEAR SHARE RAMP REACH LARGE WIDTH LENGTH HOLES WEIGHT "
+CONSTANTS = ("SIDES WINDOW LEVELS FAINT SMALLEST SPECK BESIDE NEAR SHARE RAMP REACH LARGE THICKEST LENGTH HOLES WEIGHT "
              "KNOWN")
 MISREAD = 5  # samples that the network gets wrong, beside one of each digit that it gets right
 

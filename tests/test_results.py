@@ -42,7 +42,7 @@ def expected_lines(stored):
         epochs, where = runs[0]["settings"]["epochs"], accuracy.where_made(runs[0])
         yield f"| {name} | {epochs} | {n} | {mean:.3f} ± {sd:.3f} | {low:.2f} | {where} |"
     seeds = [len(accuracy.select(records, name, 50_000)) for name in accuracy.PARTS]
-    yield (f"Dots are runs, diamonds their means with standard errors, from {min(seeds)} to {max(seeds)} seeds each; the "
+    yield (f"Dots are runs, diamonds their means with standard errors, {min(seeds)} to {max(seeds)} seeds each; the "
            "line is the whole recipe.")
     results = robustness.read_results()
     networks = {recipe: list(runs.values()) for recipe, runs in results["networks"].items()}
