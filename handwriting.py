@@ -1,7 +1,7 @@
 """Classify handwritten digits in photographs, scans and drawings with a network that knows MNIST only.
 
 The steps: `load_colours` → `flatten_light` → `ink_strength`, `find_parts`, `choose_parts` → `check_shape` →
-`set_weight` → `centre`. Their results are the fields of a `Preparation`.
+`set_weight` → `centre`. A `Preparation` holds what they make.
 """
 
 import io
@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from model import IMAGE_SHAPE, NUM_CLASSES
-from utils import ROOT, load_run, normalise
+from utils import ROOT, load_run, normalise, predict
 
 SIDES = 200, 400  # pixels of the longer side in all steps: smaller images are enlarged, larger ones reduced
 WINDOW = 0.25  # of the longer side: any stroke is narrower, and shadows are larger
@@ -30,7 +30,7 @@ LARGE = 80  # pixels of the longer side at which a digit's shape is measured: 4 
 SHARE = 0.4  # of the ink's strength, from which a pixel is ink; ruled lines are weaker
 RAMP = 0.1, 0.9  # shares of the ink's strength that become 0 and 1, so that the outlines stay smooth
 REACH = 8, 3  # pixels around the ink in which its outline fades: more in an image that was enlarged
-THICKEST, LENGTH, HOLES = 0.4, (0.8, 3.4), 3  # of a digit's strokes, in units of its longer side: limits of MNIST's
+THICKEST, LENGTH, HOLES = 0.4, (0.8, 3.4), 3  # of MNIST's digits: the first two in units of the longer side
 WEIGHT = 2.3, 3.4  # pixels: the usual widths of MNIST's strokes, as `stroke_width` measures them
 KNOWN = 5.3, 4  # the largest logit of half-doubted ink, and how fast doubt fades above: few digits have less
 
@@ -65,21 +65,21 @@ class Part(NamedTuple):
 
 def open_image(content: bytes, name: str) -> Image.Image:
     """Decode the content of a file; ValueError says what to do if that fails."""
-    start = content[:512].lstrip()
-    for problem, remedy in {
-            "is empty": not content and "copy or save it again",
-            "is a HEIC or AVIF file": start[4:8] == b"ftyp" and "export it as JPEG (on an iPhone, 'Most Compatible')",
-            "is a PDF file": start[:5] == b"%PDF-" and "save the page as PNG, or take a screenshot",
-            "is an SVG file": b"<svg" in start and "export it as PNG, or take a screenshot"}.items():
-        if remedy:
-            raise ValueError(f"{name} {problem}: {remedy}")
     try:
         image = Image.open(io.BytesIO(content))
         image.draft(None, (2 * SIDES[1], 2 * SIDES[1]))  # a JPEG is decoded no larger than needed, which saves time
         image.load()
         return image
     except Image.UnidentifiedImageError as error:
-        raise ValueError(f"{name} is not an image, or of an unknown format: save it as PNG or JPEG") from error
+        start = content[:512].lstrip()
+        for found, problem in (
+                (not content, "is empty: copy or save it again"),
+                (start[4:8] == b"ftyp", "is a HEIC or AVIF file: export it as JPEG (on an iPhone, 'Most Compatible')"),
+                (start[:5] == b"%PDF-", "is a PDF file: save the page as PNG, or take a screenshot"),
+                (b"<svg" in start, "is an SVG file: export it as PNG, or take a screenshot"),
+                (True, "is not an image, or of an unknown format: save it as PNG or JPEG")):
+            if found:
+                raise ValueError(f"{name} {problem}") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} has too many pixels ({error}): save it smaller") from error
     except (OSError, SyntaxError, EOFError) as error:
@@ -353,8 +353,8 @@ def prepare_digit(image: Picture) -> Preparation:
 
     `image` is a PIL image, an array or tensor (H, W), (H, W, 1 to 4), (1 or 3, H, W) or (1, 1, H, W) of any usual
     range, a path, an open file, or a file's bytes. The ink may be dark or bright, in any colour, under uneven light and
-    on ruled paper. ValueError says why the image, or one digit in it, could not be found, and what to do; OSError says
-    that a file is missing or may not be opened.
+    on ruled paper. ValueError says why the image could not be read, or no single digit was found in it, and what to
+    do; OSError says that a file is missing or may not be opened.
     """
     (steps, _), *others = prepare_digits(image)
     if others:
@@ -376,13 +376,8 @@ def classify(digits: list[np.ndarray], model: nn.Module | None) -> Tensor:
     probabilities drawn to one tenth each.
     """
     model = stored_network() if model is None else model
-    images = torch.from_numpy(np.stack(digits)).view(-1, *IMAGE_SHAPE)
-    training = model.training
-    try:
-        with torch.no_grad():
-            logits = model.eval()(normalise(images).to(next(model.parameters()).device)).cpu()
-    finally:
-        model.train(training)
+    images = normalise(torch.from_numpy(np.stack(digits)).view(-1, *IMAGE_SHAPE))
+    logits = predict(model, [(images, torch.zeros(len(images)))])[0].cpu()  # the labels do not matter
     known = torch.sigmoid(KNOWN[1] * (logits.amax(1, keepdim=True) - KNOWN[0]))
     return known * logits.softmax(1) + (1 - known) / NUM_CLASSES
 

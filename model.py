@@ -50,7 +50,7 @@ class Net(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map float images (N, 1, 28, 28) to logits (N, 10); any other shape raises ValueError."""
         if images.shape[1:] != IMAGE_SHAPE:
-            raise ValueError(f"Net takes images of shape (N, {str(IMAGE_SHAPE)[1:]}, not {tuple(images.shape)}")
+            raise ValueError(f"Net takes images of shape (N, 1, 28, 28), not {tuple(images.shape)}")
         return self.head(self.stage2(self.transition(self.stage1(images)))).flatten(1)
 
 

@@ -110,8 +110,7 @@ def plot_history(history: list[dict], config: Config) -> Figure:
         raise ValueError("no epoch has finished, so there is nothing to draw: train first, for an epoch at least")
     epochs = [row["epoch"] for row in history]
     figure, (loss, error, rate) = plt.subplots(3, 1, figsize=(FIGURE_WIDTH, 7), sharex=True, height_ratios=(3, 4, 2))
-    for name, style, colour in ("train", "o--", ORANGE), ("val", "o-", BLUE):
-        label = {"train": "training", "val": "validation"}[name]
+    for name, label, style, colour in ("train", "training", "o--", ORANGE), ("val", "validation", "o-", BLUE):
         loss.plot(epochs, [row[f"{name}_loss"] for row in history], style, color=colour, label=label)
         error.plot(epochs, [100 - row[f"{name}_accuracy"] for row in history], style, color=colour, label=label)
     error.axhline(100 - TARGET, color="black", linestyle=":", label=f"target: {100 - TARGET:.1f} % ({TARGET} % right)")
@@ -134,9 +133,9 @@ def plot_history(history: list[dict], config: Config) -> Figure:
 def plot_average(averaged: list[float], plain: list[float]) -> Figure:
     """Draw the error of the averaged and of the plain weights (accuracies in percent, one per epoch)."""
     figure, axis = plt.subplots(figsize=(FIGURE_WIDTH, 2.6))
-    for accuracies, label, style in (plain, "the weights themselves", "o--"), (averaged, "their moving average", "o-"):
-        axis.plot(range(1, len(accuracies) + 1), [100 - a for a in accuracies], style, label=label,
-                  color=BLUE if accuracies is averaged else ORANGE)
+    for accuracies, label, style, colour in ((plain, "the weights themselves", "o--", ORANGE),
+                                             (averaged, "their moving average", "o-", BLUE)):
+        axis.plot(range(1, len(accuracies) + 1), [100 - a for a in accuracies], style, label=label, color=colour)
     logarithmic(axis)
     axis.set(xlabel="epoch", ylabel="wrong (%)")
     axis.xaxis.get_major_locator().set_params(integer=True)
@@ -196,27 +195,22 @@ def plot_maps(image: Tensor, maps: dict[str, Tensor], columns: int = 6) -> Figur
         axis.set_axis_off()
     for line, (name, values) in zip(axes, {"image": image[None], **maps}.items(), strict=True):
         limit = values.abs().max().item()
+        options = {} if name == "image" else {"cmap": "PuOr_r", "vmin": -limit, "vmax": limit}
         for axis, value in zip(line, values, strict=False):
             axis.set_axis_on()
-            if name == "image":
-                show_image(axis, value)
-            else:
-                show_image(axis, value, cmap="PuOr_r", vmin=-limit, vmax=limit)
+            show_image(axis, value, **options)
         line[0].set_ylabel(name, rotation="horizontal", ha="right", va="center")
     bar = figure.colorbar(plt.cm.ScalarMappable(plt.Normalize(-1, 1), "PuOr_r"), ax=axes, shrink=0.5, ticks=[-1, 0, 1])
     bar.set_ticklabels(["negative", "0", "positive"])
     return figure
 
 
-def plot_preparation(steps: dict[str, np.ndarray], probabilities: Tensor | None = None) -> Figure:
-    """Draw the steps (H, W) of the preparation of a photo, and the ten probabilities, if the digit was found."""
+def plot_preparation(steps: dict[str, np.ndarray], probabilities: Tensor) -> Figure:
+    """Draw the steps (H, W) of the preparation of a photo, and the ten probabilities."""
     figure, axes = plt.subplots(1, len(steps) + 1, figsize=(FIGURE_WIDTH, FIGURE_WIDTH / (len(steps) + 1) + 0.3))
     for axis, (name, pixels) in zip(axes, steps.items(), strict=False):
         show_image(axis, pixels, name, cmap="gray" if name == "grey" else "gray_r", vmin=0, vmax=1)
-    if probabilities is None:
-        axes[-1].set_axis_off()
-    else:
-        axes[-1].bar(range(NUM_CLASSES), probabilities.tolist())
-        axes[-1].set(xticks=range(NUM_CLASSES), yticks=[], ylim=(0, 1), title=f"{int(probabilities.argmax())}")
-        axes[-1].tick_params(labelsize=7)
+    axes[-1].bar(range(NUM_CLASSES), probabilities.tolist())
+    axes[-1].set(xticks=range(NUM_CLASSES), yticks=[], ylim=(0, 1), title=f"{int(probabilities.argmax())}")
+    axes[-1].tick_params(labelsize=7)
     return figure

@@ -42,7 +42,7 @@ class Config:
 
     epochs: int = 12  # passes over the training images
     batch_size: int = 256  # images per step
-    optimizer: str = "muon"  # of the convolutions' weights: "muon", or "sgd" for all parameters alike
+    optimizer: str = "muon"  # of the convolutions' weights: "muon", or "sgd" for all parameters
     muon_lr: float = 0.04  # peak learning rate of Muon
     sgd_lr: float = 0.4  # peak learning rate of SGD, which trains BatchNorm and biases
     warmup_fraction: float = 0.1  # share of all steps in which the rate rises linearly; then it falls linearly
@@ -120,8 +120,7 @@ def training_precision(config: Config, device: torch.device) -> str:
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:  # older versions of torch cannot tell
-        fast = device.type == "cpu" and hasattr(torch.cpu, "get_capabilities") and \
-            torch.cpu.get_capabilities().get("avx512_bf16", False)
+        fast = device.type == "cpu" and getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16", False)
     return "bfloat16" if fast else "float32"
 
 
@@ -227,7 +226,7 @@ class Loader:
         images, labels = torch.as_tensor(images), torch.as_tensor(labels)
         if images.dtype != torch.uint8 or images.shape[1:] != IMAGE_SHAPE or not len(images):
             raise ValueError(f"the images are {images.dtype} of shape {tuple(images.shape)}; they must be torch.uint8, "
-                             f"from 0 to 255, of shape (N, {str(IMAGE_SHAPE)[1:]} with N > 0")
+                             f"from 0 to 255, of shape (N, 1, 28, 28) with N > 0")
         if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
             raise ValueError(f"the labels are {labels.dtype} of shape {tuple(labels.shape)}; they must be torch.int64, "
                              f"one for each of the {len(images):,} images")
@@ -261,7 +260,7 @@ def update_ema(averages: list[Tensor], values: list[Tensor], step: int, decay: f
     """Move each average towards its value: Polyak and Juditsky, "Acceleration of stochastic approximation", 1992.
 
     The share that an average keeps rises with the steps, from 0.1 to `decay`, so that the random start is soon
-    forgotten. (PyTorch's AveragedModel does the same, but makes the host wait for a GPU in every step.)
+    forgotten. (PyTorch's AveragedModel averages too, but makes the host wait for a GPU in every step.)
     """
     kept = min(decay, (1 + step) / (10 + step))
     torch._foreach_lerp_(averages, values, 1 - kept)  # one operation for all of them: a GPU has less to launch
@@ -439,8 +438,7 @@ def describe_environment(device: torch.device) -> dict[str, str]:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
-        name = torch.cpu.get_capabilities()["cpu_name"] if hasattr(torch.cpu, "get_capabilities") else \
-            platform.machine()
+        name = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", platform.machine())
         name += f", threads: {torch.get_num_threads()}"
     return {"device": f"{device.type.upper()} ({name})", "python": platform.python_version(),
             "torch": str(torch.__version__), "torchvision": str(torchvision.__version__)}
@@ -448,8 +446,8 @@ def describe_environment(device: torch.device) -> dict[str, str]:
 
 def code_hash() -> str:
     """Twelve hexadecimal digits that change with the code a training depends on, but not with what is said about it."""
-    text = "".join(strip_comments((ROOT / name).read_text(encoding="utf-8")) for name in ("model.py", "muon.py",
-                                                                                        "utils.py"))
+    text = "".join(strip_comments((ROOT / name).read_text(encoding="utf-8"))
+                   for name in ("model.py", "muon.py", "utils.py"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

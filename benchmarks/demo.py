@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import handwriting
-from utils import ROOT, load_mnist, load_run, normalise
+from utils import ROOT, Config, Loader, load_mnist, normalise, predict
 
 PAGE = ROOT / "docs" / "index.html"
 BLOCK = re.compile(r'(?<=<script id="data" type="application/json">).*?(?=</script>)', re.DOTALL)
@@ -43,8 +43,7 @@ def page_weights(model: nn.Module) -> bytes:
 def choose_samples(model: nn.Module) -> list[tuple[Tensor, int, int]]:
     """Test images (28, 28) with label and answer: the first right one of each digit, and the surest wrong ones."""
     images, labels = load_mnist(train=False)
-    with torch.no_grad():
-        logits = torch.cat([model(normalise(part.float() / 255)) for part in images.split(500)])
+    logits, _ = predict(model, Loader(images, labels, Config(), torch.device("cpu"), train=False))
     sure, answers = logits.softmax(1).max(1)
     right = [int(((labels == digit) & (answers == digit)).nonzero()[0]) for digit in range(10)]
     misread = (answers != labels).nonzero()[:, 0]
@@ -54,7 +53,7 @@ def choose_samples(model: nn.Module) -> list[tuple[Tensor, int, int]]:
 
 def page_data() -> dict:
     """What the page needs from Python, as its data block holds it."""
-    model, _, _ = load_run(ROOT / "S6_MNIST.pt")
+    model = handwriting.stored_network()
     samples = []
     for image, label, answer in choose_samples(model):
         Image.fromarray(image.numpy()).save(file := io.BytesIO(), "PNG", optimize=True)

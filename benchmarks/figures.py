@@ -9,9 +9,9 @@ from plots import BLUE, FIGURE_WIDTH, GREEN, GREY, ORANGE
 from utils import TARGET
 
 
-def mark_target(axis: plt.Axes, horizontal: bool = True) -> None:
+def mark_target(axis: plt.Axes) -> None:
     """Draw the assignment's target as a dotted line."""
-    (axis.axhline if horizontal else axis.axvline)(TARGET, color="black", linestyle=":", label=f"target {TARGET} %")
+    axis.axhline(TARGET, color="black", linestyle=":", label=f"target {TARGET} %")
 
 
 def plot_seeds(curves: dict[str, list[list[float]]]) -> Figure:
@@ -29,7 +29,7 @@ def plot_seeds(curves: dict[str, list[list[float]]]) -> Figure:
     return figure
 
 
-def plot_parts(groups: dict[str, list[float]], label: str = "accuracy on held-out images (%)") -> Figure:
+def plot_parts(groups: dict[str, list[float]]) -> Figure:
     """Draw the results of each recipe on its own line: a dot per run, mean and standard error; the first is marked."""
     figure, axis = plt.subplots(figsize=(FIGURE_WIDTH, 0.36 * len(groups) + 0.8))
     for y, values in enumerate(groups.values()):
@@ -37,7 +37,7 @@ def plot_parts(groups: dict[str, list[float]], label: str = "accuracy on held-ou
         error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0
         axis.errorbar(statistics.mean(values), y, xerr=error, fmt="D", color=BLUE if y else GREEN, capsize=4)
     axis.axvline(statistics.mean(next(iter(groups.values()))), color=GREEN, alpha=0.5)
-    axis.set(yticks=range(len(groups)), yticklabels=list(groups), xlabel=label)
+    axis.set(yticks=range(len(groups)), yticklabels=list(groups), xlabel="accuracy on held-out images (%)")
     axis.invert_yaxis()
     return figure
 

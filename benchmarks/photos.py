@@ -20,9 +20,9 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from handwriting import centre, predict_digit, resize
+from handwriting import centre, predict_digit, resize, stored_network
 from model import IMAGE_SHAPE
-from utils import ROOT, atomic_write, load_mnist, load_run, normalise
+from utils import ROOT, atomic_write, load_mnist, normalise
 
 RESULTS = ROOT / "benchmarks" / "results" / "photos.json"
 SIDE = 600  # pixels of a photo
@@ -63,7 +63,7 @@ def draw_digit(image: np.ndarray, size: int, width: float | None) -> Image.Image
         return Image.fromarray((255 * (2.5 * np.asarray(large) - 0.5).clip(0, 1)).astype(np.uint8))
     middle = Image.fromarray(image).resize((112, 112), Image.Resampling.BICUBIC)
     points = thin(torch.from_numpy(np.asarray(middle) > 0.4)[None])[0].nonzero().numpy() + 0.5
-    return draw_points([[(x, y) for y, x in [point, point]] for point in points * size / 112], size, width * size)
+    return draw_points([[(x, y)] for y, x in points * size / 112], size, width * size)
 
 
 def draw_points(lines: list, size: int, width: float) -> Image.Image:
@@ -90,7 +90,7 @@ def draw_letter(letter: str, size: int) -> Image.Image:
     """A printed letter."""
     page = Image.new("L", (2 * size, 2 * size))
     ImageDraw.Draw(page).text((size // 2, size // 2), letter, fill=255, font=ImageFont.load_default(size))
-    return page.crop(page.getbbox()) if page.getbbox() else page
+    return page
 
 
 def draw_scribble(rng: np.random.Generator, size: int) -> Image.Image:
@@ -105,7 +105,7 @@ def draw_text(rng: np.random.Generator, size: int) -> Image.Image:
     lines = ["".join(rng.choice(letters, 16)) for _ in range(6)]
     page = Image.new("L", (2 * size, 2 * size))
     ImageDraw.Draw(page).multiline_text((10, 10), "\n".join(lines), fill=255, font=ImageFont.load_default(size // 6))
-    return page.crop(page.getbbox())
+    return page
 
 
 def ramp(kind: str, dark: float, rng: np.random.Generator) -> np.ndarray:
@@ -276,15 +276,6 @@ def legible_digits(model: nn.Module, train: bool) -> tuple[np.ndarray, np.ndarra
     return images[correct], labels[correct].numpy()
 
 
-def answer(classify: Callable, photo: Image.Image) -> tuple[int | None, float]:
-    """The digit and its probability; None if the photo is refused."""
-    try:
-        digit, probabilities = classify(photo)
-    except ValueError:
-        return None, 0.0
-    return digit, probabilities.max().item()
-
-
 def measure(kind: str, settings: dict, methods: dict[str, Callable], images: np.ndarray, labels: np.ndarray,
             number: int) -> dict[str, dict]:
     """For each method, the percentages of right answers, of wrong ones that are sure, and of refusals.
@@ -302,9 +293,12 @@ def measure(kind: str, settings: dict, methods: dict[str, Callable], images: np.
         photo = photograph(list(images[chosen]), rng, **options)
         photo.load()
         for name, classify in methods.items():
-            digit, probability = answer(classify, photo)
-            counts[name] += Counter(right=digit == label, sure=digit != label and probability > SURE,
-                                    refused=digit is None)
+            try:
+                digit, probabilities = classify(photo)
+                sure = digit != label and probabilities.max().item() > SURE
+            except ValueError:
+                digit, sure = None, False
+            counts[name] += Counter(right=digit == label, sure=sure, refused=digit is None)
     return {name: {key: round(100 * count[key] / number, 1) for key in ("right", "sure", "refused")}
             for name, count in counts.items()}
 
@@ -320,8 +314,7 @@ def write_examples() -> None:
     for name, kind, index in ("photo", "phone 0.6", 15), ("photo-ruled", "phone 0.6, ruled", 61), \
                              ("photo-blank", "blank, shadow 0.5", None):
         digits = [] if index is None else [images[index, 0].numpy() / 255]
-        settings = {key: value for key, value in (KINDS | NO_DIGIT)[kind].items() if key != "count"}
-        photo = photograph(digits, np.random.default_rng(5), **settings)
+        photo = photograph(digits, np.random.default_rng(5), **(KINDS | NO_DIGIT)[kind])
         photo.convert("RGB").save(ROOT / "images" / f"{name}.jpg", quality=88)
 
 
@@ -334,7 +327,7 @@ def main() -> None:
     if arguments.examples:
         write_examples()
         return
-    model = load_run(ROOT / "S6_MNIST.pt")[0]
+    model = stored_network()
 
     def simple(photo: Image.Image) -> tuple[int, Tensor]:
         with torch.no_grad():
@@ -342,7 +335,7 @@ def main() -> None:
             probabilities = model(normalise(digit)).softmax(1)[0]
         return int(probabilities.argmax()), probabilities
 
-    methods = {"predict_digit": lambda photo: predict_digit(photo, model), "simple": simple}
+    methods = {"predict_digit": predict_digit, "simple": simple}
     images, labels = legible_digits(model, arguments.train)
     results = {}
     for kind, settings in tqdm((KINDS | NO_DIGIT).items(), file=sys.stdout, leave=False):
@@ -351,7 +344,7 @@ def main() -> None:
                  for name, r in results[kind].items())
         tqdm.write(f"{kind:32} {' | '.join(cells)}", file=sys.stdout)
     if not arguments.train:
-        record = {"photos_of_each_kind": arguments.number, "digits": "test", "kinds": results}
+        record = {"photos_of_each_kind": arguments.number, "kinds": results}
         text = json.dumps(record, indent=1) + "\n"
         atomic_write(RESULTS, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 

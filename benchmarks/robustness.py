@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from tqdm import tqdm
 
+import utils
 from handwriting import prepare_digit
 from model import IMAGE_SHAPE
 from utils import atomic_write, describe_environment, get_device, load_mnist, load_run, memory_format_for, normalise
@@ -54,19 +55,16 @@ DISTORTIONS: dict[str, tuple[tuple[float, ...], Callable[[Tensor, float], list[T
     "contrast (factor)": (
         (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2), lambda x, factor: [TF.adjust_contrast(x, factor)]),
 }
-# Moderate and strong ones, which every run of `benchmarks.accuracy` records for the images it is scored on.
+# Moderate and strong ones, which every run of `benchmarks.accuracy` records for a quarter of its images.
 SAMPLE = [("shift (pixels)", 5), ("rotation (degrees)", 30), ("scale (factor)", 0.6),
           ("noise (standard deviation)", 0.3), ("noise (standard deviation)", 0.5),
           ("blur (standard deviation in pixels)", 2), ("contrast (factor)", 0.3), ("contrast (factor)", 0.2)]
 
 
-@torch.no_grad()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """The accuracy in percent on float images (N, 1, 28, 28) in [0, 1]."""
-    model.eval()
     images = normalise(images).to(memory_format=memory_format_for(images.device))
-    predicted = torch.cat([model(part).argmax(1) for part in images.split(200)])
-    return 100 * (predicted == labels).float().mean().item()
+    return utils.evaluate(model, zip(images.split(200), labels.split(200), strict=True))[1]
 
 
 def measure(models: list[nn.Module], images: Tensor, labels: Tensor, cases: Iterable[tuple[str, float]]
@@ -102,7 +100,7 @@ def read_results() -> dict:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    files = sorted(NETWORKS.glob("*-[0-9]*.pt"))
+    files = sorted(path for recipe in ("baseline", "final") for path in NETWORKS.glob(f"{recipe}-[0-9]*.pt"))
     if not files:
         sys.exit(f"there is no network in {NETWORKS}: 'python -m benchmarks.accuracy final baseline --seeds 5 --keep'")
     device, (other, digits) = get_device(), other_handwriting()

@@ -10,7 +10,6 @@ a process of its own, so that a change of the machine's speed affects all alike.
 import argparse
 import copy
 import json
-import math
 import multiprocessing
 import os
 import signal
@@ -21,6 +20,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -34,16 +34,11 @@ from tqdm import tqdm
 
 import utils
 from benchmarks.accuracy import build, read_recipe
-from model import WIDTH, Net
+from model import Net
 from utils import MAX_EPOCHS, MEAN, ROOT, STD, TARGET, Config, Loader, load_mnist, training_precision
 
 RESULTS = Path(__file__).with_name("results") / "speed.json"
 TRAINING, TEST = 60_000, 10_000  # images of an epoch and of its evaluation
-SIZES = {  # what `measure_scaling` varies, and the options of `TensorPipeline` that go with each size
-    "batch size": {n: {"images": 6_000, "config": Config(epochs=1, batch_size=n)} for n in (16, 32, 64, 128, 256, 512)},
-    "training images": {n: {"images": n} for n in (15_000, 30_000, 60_000)},
-    "width": {n: {"images": 6_000, "width": n} for n in (8, 16, 32, 64)},
-}
 
 
 class DataLoaderPipeline:
@@ -75,15 +70,13 @@ class DataLoaderPipeline:
 class TensorPipeline:
     """An epoch as `utils.fit` makes it: augmentation, training, the weights' average, evaluation."""
 
-    train_loader = Loader
-
     def __init__(self, images: int, tests: int, device: torch.device, config: Config | None = None,
-                 width: int = WIDTH) -> None:
+                 train_loader: type[Loader] = Loader) -> None:
         self.config = config or Config(epochs=1)
         utils.reuse_memory()
         self.loaders = [loader(*(t[:number].clone() for t in load_mnist(train)), self.config, device, train)
-                        for loader, train, number in ((self.train_loader, True, images), (Loader, False, tests))]
-        self.model = Net(width, self.config.dropout).to(device, memory_format=utils.memory_format_for(device))
+                        for loader, train, number in ((train_loader, True, images), (Loader, False, tests))]
+        self.model = Net(dropout=self.config.dropout).to(device, memory_format=utils.memory_format_for(device))
         self.optimizers = utils.make_optimizers(self.model, self.config, 100 * len(self.loaders[0]))
         self.ema_model = copy.deepcopy(self.model)
 
@@ -105,13 +98,9 @@ class CachedBatchLoader(Loader):
         return iter([self.batch] * full + [tuple(part[:rest] for part in self.batch)] * (rest > 0))
 
 
-class NoDataPipeline(TensorPipeline):
-    """The training steps of `TensorPipeline` on a cached batch: the difference is the cost of loading the data."""
-
-    train_loader = CachedBatchLoader
-
-
-PIPELINES = {"conventional": DataLoaderPipeline, "ours": TensorPipeline, "limit": NoDataPipeline}
+# "limit" makes the training steps of "ours" on a cached batch: the difference is the cost of loading the data.
+PIPELINES = {"conventional": DataLoaderPipeline, "ours": TensorPipeline,
+             "limit": partial(TensorPipeline, train_loader=CachedBatchLoader)}
 KEPT = []  # in a process of `run_interleaved`: its pipeline
 
 
@@ -128,13 +117,6 @@ def timed(seconds: list[float], device: torch.device) -> Iterator[None]:
     start = clock(device)
     yield
     seconds.append(clock(device) - start)
-
-
-def peak_memory() -> int | None:
-    """The most memory, in MiB, that this process has held so far; None where there is no Linux to tell it."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM")), None)
 
 
 @contextmanager
@@ -166,15 +148,9 @@ def own_processes(names: Iterable[str]) -> Iterator[Callable]:
             process.join()
 
 
-def worker(device: torch.device, name: str, options: dict, started: float) -> dict[str, float]:
-    """Make a pipeline, which this process keeps; return the seconds of its start-up, Python's own with the imports."""
-    seconds = [time.time() - started]
-    with timed(seconds, device):
-        KEPT.append(PIPELINES[name](**options, device=device))
-    small = PIPELINES[name](**{**options, "images": KEPT[0].config.batch_size, "tests": 64}, device=device)
-    with timed(seconds, device):
-        small.train()
-    return dict(zip(("import", "data and network", "first step"), seconds, strict=True))
+def worker(device: torch.device, name: str, options: dict) -> None:
+    """Make a pipeline, which this process keeps."""
+    KEPT.append(PIPELINES[name](**options, device=device))
 
 
 def run_turn(device: torch.device) -> tuple[float, float]:
@@ -187,13 +163,13 @@ def run_turn(device: torch.device) -> tuple[float, float]:
 
 
 def run_interleaved(jobs: dict[str, tuple[str, dict]], repetitions: int, device: torch.device, title: str) -> dict:
-    """Run pipelines, given by name and options, in turn; return the seconds and the peak memory (MiB) of each."""
+    """Run pipelines, given by name and options, in turn; return the seconds of each."""
     with own_processes(jobs) as call:
-        start = {key: call(key, worker, device, *job, time.time()) for key, job in jobs.items()}
+        for key, job in jobs.items():
+            call(key, worker, device, *job)
         turns = [{key: call(key, run_turn, device) for key in jobs}
                  for _ in tqdm(range(repetitions + 1), desc=title, file=sys.stdout)][1:]  # the first turn warms up
-        return {key: {"start": start[key], "train": [turn[key][0] for turn in turns],
-                      "evaluate": [turn[key][1] for turn in turns], "peak_memory": call(key, peak_memory)}
+        return {key: {"train": [turn[key][0] for turn in turns], "evaluate": [turn[key][1] for turn in turns]}
                 for key in jobs}
 
 
@@ -219,14 +195,13 @@ def measure_workers(repetitions: int, device: torch.device) -> dict:
 
 
 def measure_profile(repetitions: int, device: torch.device) -> dict:
-    """Milliseconds (medians) of the parts of a step of ours, and of each layer run by itself on the step's images."""
+    """Milliseconds (medians) of the parts of a step of ours."""
     config = Config(epochs=repetitions, no_aug_fraction=0)  # enough epochs for all steps, and all images augmented
     ours = TensorPipeline(TRAINING, 64, device, config)
-    layers = [layer for layer in ours.model.modules() if not list(layer.children())]
     batches = (batch for _ in range(repetitions) for batch in ours.loaders[0])
     bfloat16 = training_precision(config, device) == "bfloat16"
     precision = torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16)
-    parts, forward, backward = defaultdict(list), defaultdict(list), defaultdict(list)
+    parts = defaultdict(list)
     averages, values = utils.averaged_values(ours.ema_model), utils.averaged_values(ours.model)
     for step in tqdm(range(repetitions), desc="profile", file=sys.stdout):
         with timed(parts["data"], device):
@@ -243,27 +218,7 @@ def measure_profile(repetitions: int, device: torch.device) -> dict:
                 optimizer_or_scheduler.step()
         with timed(parts["average"], device):
             utils.update_ema(averages, values, step, config.ema_decay)
-        for number, layer in enumerate(layers, start=1):  # the network is one chain
-            name, images = f"{type(layer).__name__}-{number}", images.detach().requires_grad_(number > 1)
-            given = images.clone()  # since ReLU works in place
-            with timed(forward[name], device), precision:
-                images = layer(given)
-            gradient = torch.ones_like(images)
-            with timed(backward[name], device):
-                images.backward(gradient)
-    parts, forward, backward = ({name: round(1000 * statistics.median(seconds), 4) for name, seconds in times.items()}
-                                for times in (parts, forward, backward))
-    return {"parts": parts, "layers": {name: [forward[name], backward[name]] for name in forward}}
-
-
-def measure_scaling(repetitions: int, device: torch.device) -> dict:
-    """Seconds and peak memory of a training epoch against batch size, number of images and width of the network."""
-    results = {}
-    for title, sizes in SIZES.items():
-        jobs = {str(n): ("ours", {"tests": 64, **options}) for n, options in sizes.items()}
-        results[title] = {n: {"seconds": result["train"], "peak_memory": result["peak_memory"]}
-                          for n, result in run_interleaved(jobs, repetitions, device, title).items()}
-    return results
+    return {"parts": {name: round(1000 * statistics.median(seconds), 4) for name, seconds in parts.items()}}
 
 
 def time_to_accuracy(name: str, device: torch.device) -> list[dict]:
@@ -301,7 +256,7 @@ def measure_time_to_accuracy(_repetitions: int, device: torch.device) -> dict:
 
 # How each part is measured, and in how many turns.
 PARTS = {"pipelines": (measure_pipelines, 10), "workers": (measure_workers, 20), "profile": (measure_profile, 50),
-         "scaling": (measure_scaling, 3), "time to accuracy": (measure_time_to_accuracy, 1)}
+         "time to accuracy": (measure_time_to_accuracy, 1)}
 
 
 def ratio(over: list[float], under: list[float]) -> tuple[float, float, float]:
@@ -315,29 +270,10 @@ def epoch_seconds(result: dict) -> list[float]:
     return [t + e for t, e in zip(result["train"], result["evaluate"], strict=True)]
 
 
-def growth(points: dict[str, dict]) -> float:
-    """The slope of seconds per epoch against size, both as logarithms: 1 is growth in proportion."""
-    seconds = [math.log(statistics.median(point["seconds"])) for point in points.values()]
-    return statistics.linear_regression([math.log(int(n)) for n in points], seconds).slope
-
-
-def layer_kinds(profile: dict) -> dict[str, tuple[float, float]]:
-    """Milliseconds forward and backward of all layers of each kind, from the profile of a step."""
-    kinds = defaultdict(list)
-    for name, times in profile["layers"].items():
-        kinds[name.split("-")[0]].append(times)
-    return {kind: tuple(map(sum, zip(*times, strict=True))) for kind, times in kinds.items()}
-
-
 def table(part: str, measured: dict) -> list[tuple]:
     """Rows of a name and of what was measured, sums or medians, below their headings."""
     if part == "profile":
-        kinds = [(kind, *ms) for kind, ms in layer_kinds(measured).items()]
-        return [("part", "ms"), *measured["parts"].items(), ("layers", "forward ms", "backward ms"), *kinds]
-    if part == "scaling":
-        return [("size", "seconds", "peak MiB")] + [
-            (f"{title} {n}", statistics.median(point["seconds"]), point["peak_memory"] or math.nan)
-            for title in SIZES for n, point in measured[title].items()]
+        return [("part", "ms"), *measured["parts"].items()]
     if part == "time to accuracy":
         return [("run", "epochs", "seconds", "accuracy %")] + [
             (name, len(run), sum(epoch["seconds"] for epoch in run), run[-1]["accuracy"])
@@ -348,7 +284,7 @@ def table(part: str, measured: dict) -> list[tuple]:
 
 
 def read_results(path: Path | None = None) -> dict[str, dict]:
-    """The last measurement of each part, with its environment; the precision is that of ours in training."""
+    """The last measurement of each part, with its environment; the precision is that of training."""
     path = path or RESULTS
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from benchmarks.demo import BLOCK, PAGE, page_data
-from handwriting import classify, prepare_digit
-from utils import ROOT, load_run, normalise
+from handwriting import classify, prepare_digit, stored_network
+from utils import normalise
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
@@ -116,7 +116,7 @@ def test_logits_and_probabilities_are_those_of_python(browser, test_set):
     logits = browser.run(f"""const bytes = atob("{base64.b64encode(images.numpy().tobytes()).decode()}");
         Array.from({{ length: 500 }}, (_, n) => Array.from(forward(
             Float32Array.from({{ length: 784 }}, (_, i) => bytes.charCodeAt(784 * n + i) / 255)).logits))""")
-    expected = load_run(ROOT / "S6_MNIST.pt")[0](normalise(images.float() / 255))
+    expected = stored_network()(normalise(images.float() / 255))
     assert torch.allclose(torch.tensor(logits), expected, rtol=0, atol=1e-3)
     probabilities = torch.tensor(browser.run(f"{logits}.map(toProbabilities)"))
     assert torch.allclose(probabilities, classify(list(images[:, 0].numpy() / np.float32(255)), None), atol=1e-3)

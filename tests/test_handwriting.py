@@ -13,11 +13,6 @@ from utils import ROOT, load_run
 PHOTOS = sorted((ROOT / "tests" / "photos").glob("*-is-*"))  # KIND-N-is-DIGIT
 
 
-@pytest.fixture(scope="module")
-def model():
-    return load_run(ROOT / "S6_MNIST.pt")[0]
-
-
 def encode(image, file_format="PNG", **options):
     image.save(content := io.BytesIO(), file_format, **options)
     return content.getvalue()
@@ -37,9 +32,9 @@ COLOUR = np.asarray(PAGE)
 
 
 @pytest.mark.parametrize("kind", sorted({path.stem.rsplit("-", 3)[0] for path in PHOTOS}))
-def test_photos_are_classified(model, kind):
+def test_photos_are_classified(kind):
     photos = [path for path in PHOTOS if path.stem.rsplit("-", 3)[0] == kind]
-    correct = [predict_digit(path, model)[0] == int(path.stem[-1]) for path in photos]
+    correct = [predict_digit(path)[0] == int(path.stem[-1]) for path in photos]
     assert len(photos) == 3
     assert sum(correct) >= (2 if kind == "desk-edge" else 3)
 
@@ -78,38 +73,37 @@ def test_strokes_of_any_width_come_out_alike(width):
     draw([(100, 80), (190, 75), (130, 230)], ground="darkslategray", ink="white"),
     draw([(100, 80), (190, 75), (130, 230)], ink="yellow"),
 ], ids=lambda image: f"{type(image).__name__}-{getattr(image, 'mode', getattr(image, 'shape', ''))}")
-def test_every_kind_of_image(model, image):
-    digit, probabilities = predict_digit(image, model)
+def test_every_kind_of_image(image):
+    digit, probabilities = predict_digit(image)
     assert digit == 7
     assert probabilities.shape == (10,) and probabilities[7] > 0.5
     assert probabilities.sum().item() == pytest.approx(1, abs=1e-5)
 
 
-def test_files(model, tmp_path):
+def test_files(tmp_path):
     """A path or an open file will do; a camera's note of which way is up is followed."""
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90° to the right
     path = tmp_path / "photo.jpg"
     PAGE.rotate(90).save(path, exif=exif)
     with path.open("rb") as file:
-        assert [predict_digit(image, model)[0] for image in (path, str(path), file)] == [7, 7, 7]
+        assert [predict_digit(image)[0] for image in (path, str(path), file)] == [7, 7, 7]
 
 
-def test_model(model):
-    """The stored network is the default; the mode of the caller's own is kept."""
-    model.train()
+def test_model():
+    """The stored network is the default; the modes of the caller's own are kept."""
+    model = load_run(ROOT / "S6_MNIST.pt")[0].train()
+    model.stage1.eval()
     given = predict_digit(PAGE, model)[1]
-    assert model.training
-    model.eval()
+    assert model.training and not model.stage1.training
     assert torch.equal(predict_digit(PAGE)[1], given)
-    assert not model.training
 
 
-def test_several_digits(model):
+def test_several_digits():
     page = draw([(60, 80), (140, 75), (90, 230)], [(220, 70), (215, 235)])
     with pytest.raises(ValueError, match="two digits"):
-        predict_digit(page, model)
-    (seven, _, left), (one, _, right) = predict_digits(page, model)
+        predict_digit(page)
+    (seven, _, left), (one, _, right) = predict_digits(page)
     assert (seven, one) == (7, 1)
     assert np.allclose(left, (50, 66, 150, 235), atol=15)
     assert np.allclose(right, (206, 70, 229, 235), atol=15)
@@ -139,8 +133,8 @@ def test_pages_without_a_digit(image):
     [[(110, 70), (110, 230)], [(190, 70), (110, 150), (190, 230)]],  # K
     [[(90, 230), (100, 70), (150, 160), (200, 70), (210, 230)]],  # M
 ])
-def test_letters_meet_with_doubt(model, lines):
-    assert predict_digit(draw(*lines), model)[1].max() < 0.3
+def test_letters_meet_with_doubt(lines):
+    assert predict_digit(draw(*lines))[1].max() < 0.3
 
 
 @pytest.mark.parametrize(("image", "message"), [

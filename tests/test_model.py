@@ -14,7 +14,7 @@ from utils import ROOT
 
 def test_summary_is_the_assignments(capsys):
     summary(Net().eval(), IMAGE_SHAPE, device="cpu")
-    assert capsys.readouterr().out == (ROOT / "tests" / "summary.txt").read_text(encoding="utf-8")
+    assert capsys.readouterr().out in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("width", "parameters"), [(16, 19_712), (8, 5_120), (6, 2_952), (4, 1_376)])

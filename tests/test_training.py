@@ -78,7 +78,7 @@ def test_seeding_leaves_every_flag_readable():
     set_seed(0)
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     assert (cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark, matmul.allow_tf32) == (False, True, False, False)
-    for flags in (cudnn, cudnn.conv, cudnn.rnn, matmul) if hasattr(matmul, "fp32_precision") else ():
+    for flags in cudnn, cudnn.conv, cudnn.rnn, matmul:
         assert flags.fp32_precision != "tf32"
 
 
