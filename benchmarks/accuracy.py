@@ -220,6 +220,8 @@ class Summary(NamedTuple):
     maximum: float
 
     def __str__(self) -> str:
+        if self.n == 1:
+            return f" 1 seed:  {self.mean:.2f} %"
         return (f"{self.n:2} seeds: mean {self.mean:.3f} %, standard deviation {self.sd:.3f}, from {self.minimum:.2f} "
                 f"to {self.maximum:.2f} %")
 
