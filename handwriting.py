@@ -95,7 +95,8 @@ def array_image(array: np.ndarray) -> Image.Image:
         pixels = pixels.transpose(1, 2, 0)
     if not pixels.size or pixels.ndim not in (2, 3) or pixels.shape[2:] > (4,) or pixels.dtype.kind not in "buif":
         raise ValueError(f"an array of shape {array.shape} and type {array.dtype} is not one image: "
-                         "give numbers of shape (H, W), (H, W, 1 to 4) or (1 or 3, H, W)")
+                         "give numbers of shape (H, W), (H, W, 1 to 4) or (1 or 3, H, W); of several images, "
+                         "one at a time")
     low, high = float(pixels.min()), float(pixels.max())
     if not np.isfinite([low, high]).all():
         raise ValueError("the image has values that are not finite: replace them")
@@ -119,7 +120,9 @@ def as_image(image: Picture) -> Image.Image:
         content = image if isinstance(image, bytes) else image.read()
         image = open_image(content, str(getattr(image, "name", "the image")))
     elif not isinstance(image, Image.Image):
-        image = array_image(image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image))
+        if isinstance(image, Tensor):
+            image = (image.float() if image.dtype == torch.bfloat16 else image).detach().cpu().numpy()
+        image = array_image(np.asarray(image))
     if image.mode[0] in "IF":  # more than 8 bits
         image = array_image(np.asarray(image))
     return image if image.mode in ("L", "LA", "RGB", "RGBA") else image.convert("RGBA")

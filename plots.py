@@ -20,7 +20,8 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
 plt.rcParams.update({
     "figure.facecolor": "white", "figure.dpi": 110, "figure.constrained_layout.use": True, "savefig.dpi": 200,
     "font.size": 10, "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, GREY]), "axes.grid": True,
-    "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False, "image.cmap": "gray_r"})
+    "grid.alpha": 0.3, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False,
+    "image.cmap": "gray_r"})
 
 
 def show_image(axis: plt.Axes, image: Tensor | np.ndarray, title: str = "", **options) -> None:
@@ -59,7 +60,8 @@ def plot_network(table: list[LayerRow]) -> Figure:
     for row in table:
         if row.layer in looks:
             name, colour = looks[row.layer]
-            sees = f"{row.receptive_field}×{row.receptive_field}" if row.receptive_field < IMAGE_SHAPE[1] else "all"
+            part = row.receptive_field < IMAGE_SHAPE[1] and row.layer != "Linear"
+            sees = f"{row.receptive_field}×{row.receptive_field}" if part else "all"
             boxes.append([name.format(row.kernel), row.output, colour, row.parameters, sees])
         elif row.parameters:
             boxes[-1][3] += row.parameters
@@ -71,7 +73,8 @@ def plot_network(table: list[LayerRow]) -> Figure:
         axis.add_patch(Rectangle((middle - width / 2, y), width, height, color=colour, linewidth=0))
         inside = width > 0.14  # there is room for the label
         axis.text(middle if inside else middle + width / 2 + 0.01, y + height / 2, "×".join(map(str, size)),
-                  ha="center" if inside else "left", va="center", color="white" if inside else "black")
+                  ha="center" if inside else "left", va="center",
+                  color="white" if inside and colour != GREY else "black")
         for x, text in (0.47, name), (0.87, f"{parameters:,}" if parameters else "–"), (1.0, sees):
             axis.text(x, y + height / 2, text, ha="left" if text == name else "right", va="center")
         y += height + 0.16
@@ -89,7 +92,7 @@ def plot_singular_values(before: Tensor, after: Tensor) -> Figure:
                                            strict=True):
         axis.bar(range(1, len(values) + 1), (values / values.max()).tolist(), color=colour)
         axis.set(title=title, xlabel="direction", ylim=(0, 1.05))
-    axes[0].set_ylabel("size, of the largest")
+    axes[0].set_ylabel("share of the largest")
     return figure
 
 
@@ -120,7 +123,8 @@ def plot_history(history: list[dict], config: Config) -> Figure:
     peak = config.warmup_fraction * config.epochs
     progress = np.unique(np.append(np.linspace(0, config.epochs, 200), peak))
     rate.plot(progress, [config.muon_lr * rate_factor(p / config.epochs, config) for p in progress], color=GREEN)
-    rate.annotate(f"peak {config.muon_lr:g}", (peak, config.muon_lr), xytext=(10, -2), textcoords="offset points")
+    rate.annotate(f"peak {config.muon_lr:g}", (peak, config.muon_lr), xytext=(8, 2), textcoords="offset points")
+    rate.margins(y=0.25)
     rate.set(ylabel="learning rate", xlabel="epochs of training", xlim=(0, config.epochs + 0.1))
     for axis in (loss, error, rate):
         axis.axvspan(config.epochs * (1 - config.no_aug_fraction), config.epochs, color=GREY, alpha=0.15, linewidth=0,
@@ -165,24 +169,25 @@ def plot_confidence(bins: list[tuple[float, float, int]], least: int = 10) -> Fi
     axis.plot([lowest, 100], [lowest, 100], ":", color="black", label="right as often as the probability says")
     axis.plot([100 * b[0] for b in bins], [100 * b[1] for b in bins], "o-", label="this network")
     for confidence, accuracy, count in bins:
-        axis.annotate(f"{count:,}", (100 * confidence, 100 * accuracy), xytext=(0, -14), textcoords="offset points",
+        axis.annotate(f"{count:,}", (100 * confidence, 100 * accuracy), xytext=(-4, 6), textcoords="offset points",
                       ha="right", fontsize=9, color="dimgray")
-    axis.set(xlabel="probability of the answer (%); below each point, its images", ylabel="answers that are right (%)")
+    axis.set(xlabel="probability of the answer (%); beside each point, its images", ylabel="answers that are right (%)")
     axis.legend(loc="upper left")
     return figure
 
 
 def plot_class_maps(images: Tensor, maps: Tensor, titles: list[str]) -> Figure:
-    """Lay over each image (N, 28, 28) the map (N, 5, 5) whose mean is the score of the digit named in its title.
+    """Lay over each image (N, 28, 28) the map (N, H, W) whose mean is the score of the digit named in its title.
 
-    Since most layers do not pad, the centres of what the 25 values see lie in the middle of the image.
+    Since most layers do not pad, the centres of what its values see lie in the middle of the image, 2 pixels apart.
     """
     figure, axes = plt.subplots(2, len(images) // 2, figsize=(FIGURE_WIDTH, 4))
     limit = maps.abs().max().item()
     for axis, image, heat, title in zip(axes.flat, images.cpu(), maps.cpu(), titles, strict=True):
         show_image(axis, image, title)
+        low, high = 13.5 - len(heat), 13.5 + len(heat)
         drawn = axis.imshow(heat.numpy(), cmap="PuOr_r", vmin=-limit, vmax=limit, alpha=0.6, interpolation="bilinear",
-                            extent=(8.5, 18.5, 18.5, 8.5))  # value i is centred on pixel 9.5 + 2 i
+                            extent=(low, high, high, low))
         axis.set(xlim=(-0.5, 27.5), ylim=(27.5, -0.5))  # the whole image again
     figure.colorbar(drawn, ax=axes, label="for (+) or against (−) the digit", shrink=0.8)
     return figure

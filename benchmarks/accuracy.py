@@ -45,7 +45,7 @@ PARTS = {
     "without schedule": CONSTANT_RATE,
     "without label smoothing": {"label_smoothing": 0},
     "without weight average": {"ema_decay": 0},
-    "SGD for Muon": {"optimizer": "sgd"},
+    "SGD for Muon": {"optimizer": "sgd", "weight_decay": 0.0002},  # in a step the weights decay as much as with Muon
     "fully connected for GAP": {"network": "fully connected for GAP"},
     "BatchNorm before ReLU": {"network": "BatchNorm before ReLU"},
 }

@@ -39,7 +39,7 @@ def plot_parts(groups: dict[str, list[float]]) -> Figure:
     axis.axvline(statistics.mean(next(iter(groups.values()))), color=GREEN, alpha=0.5)
     axis.set(yticks=range(len(groups)), yticklabels=list(groups), xlabel="accuracy on held-out images (%)")
     axis.xaxis.set_major_formatter("{x:.2f}")
-    axis.xaxis.set_major_locator(plt.MaxNLocator(steps=[1, 2, 5]))
+    axis.xaxis.set_major_locator(plt.MaxNLocator(6, steps=[1, 2, 5]))
     axis.invert_yaxis()
     return figure
 
@@ -63,7 +63,7 @@ def plot_frontier(sizes: dict[int, list[float]], epochs: dict[int, list[float]],
     axes[0].scatter([p["parameters"] for p in public], [p["last_accuracy"] for p in public], marker="x", color=ORANGE,
                     label="public results, one run each")
     for point in (p for p in public if "name" in p):
-        axes[0].annotate(point["name"], (point["parameters"], point["last_accuracy"]), xytext=(4, -11), fontsize=8,
+        axes[0].annotate(point["name"], (point["parameters"], point["last_accuracy"]), xytext=(4, 4), fontsize=8,
                          textcoords="offset points", color=ORANGE)
     axes[0].set_ylim(bottom=98.5)  # leaves room for the legend
     axes[0].legend(loc="lower right")

@@ -152,6 +152,8 @@ def test_what_is_no_digit_meets_with_doubt(browser):
     for strokes in ([[(50, 50)]], [[(50, 50), (53, 52)]], [scribble]):
         assert "This is a" not in browser.draw(strokes)
         assert browser.run("element('digit').textContent") == "?"
+    strokes = [[(70, 15), (30, 15), (30, 85)], [(30, 50), (60, 50)]]  # F
+    assert browser.draw(strokes).startswith("This looks like no digit")
 
 
 def test_page_is_quiet(browser):

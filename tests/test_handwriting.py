@@ -69,6 +69,7 @@ def test_strokes_of_any_width_come_out_alike(width):
     np.dstack([GREY * 0, 255 - GREY]), np.dstack([COLOUR, 255 - GREY]), np.dstack([COLOUR * 0 + 255, 255 - GREY]),
     GREY.astype(int), GREY * np.uint16(4), GREY * np.uint16(16), GREY * np.uint16(257), GREY / 255, GREY * 1.0,
     GREY / 255 * 1.04 - 0.02, torch.tensor(GREY), torch.tensor(COLOUR).permute(2, 0, 1) / 255,
+    (torch.tensor(GREY) / 255).bfloat16(),
     (torch.tensor(GREY)[None] / 255 - 0.1307) / 0.3081, (torch.tensor(GREY)[None, None] / 255).requires_grad_(),
     draw([(100, 80), (190, 75), (130, 230)], ground="darkslategray", ink="white"),
     draw([(100, 80), (190, 75), (130, 230)], ink="yellow"),

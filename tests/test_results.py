@@ -59,12 +59,14 @@ def expected_lines(stored):
     slow, fast = (statistics.median(sum(epoch["seconds"] for epoch in run) for run in cpu["time to accuracy"][name])
                   for name in ("conventional", "two epochs"))
     yield (f"An epoch is {ratios[0]:.1f} times as fast on a CPU and {ratios[1]:.1f} times on a GPU; with the recipe of "
-           f"two epochs, 99.4 % is reached {slow / fast:.1f} times as soon on a CPU.")
+           f"two epochs, 99.4 % is reached {slow / fast:.0f} times as soon on a CPU. The GPU ran an earlier version of "
+           "the code.")
     kinds = photos.read_results()["kinds"]
     right = [f"{kinds[kind]['predict_digit']['right']:.0f} % ({kinds[kind]['simple']['right']:.0f})"
              for kind in ("phone 0.6", "phone 0.6, ruled", "one-bit")]
-    yield (f"Of test digits on phone photos lit from one side it classifies {right[0]} correctly, on ruled paper "
-           f"{right[1]}, and on black-and-white scans {right[2]}; in brackets, what a simple preparation reaches.")
+    yield (f"Of photographs made by code, from test digits that the network reads, it classifies {right[0]} correctly "
+           f"lit from one side, {right[1]} on ruled paper and {right[2]} as black-and-white scans; in brackets, what a "
+           "simple preparation reaches.")
 
 
 def test_numbers_of_the_readme_are_those_of_the_records(stored):
