@@ -63,9 +63,9 @@ def plot_frontier(sizes: dict[int, list[float]], epochs: dict[int, list[float]],
     axes[0].scatter([p["parameters"] for p in public], [p["last_accuracy"] for p in public], marker="x", color=ORANGE,
                     label="public results, one run each")
     for point in (p for p in public if "name" in p):
-        axes[0].annotate(point["name"], (point["parameters"], point["last_accuracy"]), xytext=(4, 4), fontsize=8,
-                         textcoords="offset points", color=ORANGE)
-    axes[0].set_ylim(bottom=98.5)  # leaves room for the legend
+        axes[0].annotate(point["name"], (point["parameters"], point["last_accuracy"]), ha="center", color=ORANGE,
+                         xytext=(point["parameters"], 99.76), arrowprops={"arrowstyle": "-", "color": ORANGE})
+    axes[0].set_ylim(98.5, 99.82)  # leaves room for the names and the legend
     axes[0].legend(loc="lower right")
     return figure
 
