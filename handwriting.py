@@ -30,9 +30,11 @@ LARGE = 80  # pixels of the longer side at which a digit's shape is measured: 4 
 SHARE = 0.4  # of the ink's strength, from which a pixel is ink; ruled lines are weaker
 RAMP = 0.1, 0.9  # shares of the ink's strength that become 0 and 1, so that the outlines stay smooth
 REACH = 8, 3  # pixels around the ink in which its outline fades: more in an image that was enlarged
-THICKEST, LENGTH, HOLES = 0.4, (0.8, 3.4), 3  # of MNIST's digits: the first two in units of the longer side
+THICKEST, LENGTH, HOLES = 0.4, (0.8, 3.2), 2  # of MNIST's digits: the first two in units of the longer side
 WEIGHT = 2.3, 3.4  # pixels: the usual widths of MNIST's strokes, as `stroke_width` measures them
-KNOWN = 5.3, 4  # the largest logit of half-doubted ink, and how fast doubt fades above: few digits have less
+KNOWN = 5.3  # the largest logit at which half a doubt is left; few digits have less
+MIRRORED, SYMMETRIC = 5.7, (0, 1, 8)  # the same for the mirror image, and the digits that are their own mirror images
+FADE = 4  # how fast doubt comes and goes about these logits
 
 Picture = Image.Image | np.ndarray | Tensor | str | os.PathLike | bytes | BinaryIO
 Box = tuple[int, int, int, int]  # left, top, right, bottom; the last two are the first column and row outside
@@ -375,13 +377,17 @@ def stored_network() -> nn.Module:
 def classify(digits: list[np.ndarray], model: nn.Module | None) -> Tensor:
     """The probabilities (N, 10), on the CPU, of prepared digits; the model's mode stays as it is.
 
-    A letter or a scribble seldom has as large a logit as a digit: the smaller the largest logit, the nearer are the
-    probabilities drawn to one tenth each.
+    What is unlike a digit seldom has as large a logit, and only 0, 1 and 8 look alike in a mirror, where A and H, which
+    pass for 4, do too. The more there is to doubt, the nearer are the probabilities drawn to one tenth each.
     """
     model = stored_network() if model is None else model
     images = normalise(torch.from_numpy(np.stack(digits)).view(-1, *IMAGE_SHAPE))
-    logits = predict(model, [(images, torch.zeros(len(images)))])[0].cpu()  # the labels do not matter
-    known = torch.sigmoid(KNOWN[1] * (logits.amax(1, keepdim=True) - KNOWN[0]))
+    labels = torch.zeros(len(images))  # do not matter
+    logits, mirrored = (predict(model, [(view, labels)])[0].cpu() for view in (images, images.flip(3)))
+    answers = logits.argmax(1, keepdim=True)
+    known = torch.sigmoid(FADE * (logits.gather(1, answers) - KNOWN))
+    one_sided = torch.sigmoid(FADE * (MIRRORED - mirrored.gather(1, answers)))
+    known *= one_sided.where(~torch.isin(answers, torch.tensor(SYMMETRIC)), torch.tensor(1.0))
     return known * logits.softmax(1) + (1 - known) / NUM_CLASSES
 
 
