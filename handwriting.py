@@ -24,20 +24,24 @@ SIDES = 200, 400  # pixels of the longer side in all steps: smaller images are e
 WINDOW = 0.25  # of the longer side: any stroke is narrower, and shadows are larger
 LEVELS = 0.7, 0.6, 0.5, 0.4, 0.3, 0.22, 0.16, 0.11  # shares of the light that ink takes away, strongest ink first
 FAINT = 0.5  # below this share, what lies at the edge of the image may be the end of a shadow
-SMALLEST = 0.08  # of the longer side: no digit is smaller
-SPECK, BESIDE, NEAR = 0.1, 0.3, 0.3  # of a digit's size: dust is smaller, a digit beside it higher, its parts nearer
+SMALLEST = 0.08  # of the longer side: the largest digit is no smaller
+SPECK, BESIDE, NEAR = 0.1, 0.3, 0.3  # of a digit's size: dust is smaller, another digit larger, its own parts nearer
 LARGE = 80  # pixels of the longer side at which a digit's shape is measured: 4 for each of MNIST's
 SHARE = 0.4  # of the ink's strength, from which a pixel is ink; ruled lines are weaker
 RAMP = 0.1, 0.9  # shares of the ink's strength that become 0 and 1, so that the outlines stay smooth
 REACH = 8, 3  # pixels around the ink in which its outline fades: more in an image that was enlarged
-THICKEST, LENGTH, HOLES = 0.4, (0.8, 3.2), 2  # of MNIST's digits: the first two in units of the longer side
+THICKEST, LENGTH = 0.4, (0.8, 3.4)  # of MNIST's strokes, in units of a digit's longer side
+TANGLED = 5.4  # MNIST's digits have less length and holes in all
 WEIGHT = 2.3, 3.4  # pixels: the usual widths of MNIST's strokes, as `stroke_width` measures them
-KNOWN = 5.3  # the largest logit at which half a doubt is left; few digits have less
-MIRRORED, SYMMETRIC = 5.7, (0, 1, 8)  # the same for the mirror image, and the digits that are their own mirror images
-FADE = 4  # how fast doubt comes and goes about these logits
+KNOWN = 5.0  # digits have a larger logit than that, as a rule
+ONE_SIDED = 0.7  # and by more than that a larger one than their mirror images, but for those that are SYMMETRIC
+SYMMETRIC = 0, 1, 8
+FADE = 4  # how quickly doubt sets in about these logits
+NOTHING = (f"no digit: nothing is both larger than {SMALLEST:.0%} of the image and at least {LEVELS[-1]:.0%} darker "
+           "(or brighter) than the ground around it")
 
 Picture = Image.Image | np.ndarray | Tensor | str | os.PathLike | bytes | BinaryIO
-Box = tuple[int, int, int, int]  # left, top, right, bottom; the last two are the first column and row outside
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in shares of the image's width and height
 
 
 class Preparation(NamedTuple):
@@ -51,7 +55,10 @@ class Preparation(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A connected part of the ink; `edge` is 0 inside the image, 1 at its edge, 2 in a corner, as a table is."""
+    """A connected part of the ink, within its box; `right` and `bottom` are the first column and row outside.
+
+    `edge` is 0 inside the image, 1 at its edge, 2 in a corner, as a table is, or if it runs across, as a margin line.
+    """
 
     label: int
     left: int
@@ -74,14 +81,17 @@ def open_image(content: bytes, name: str) -> Image.Image:
         return image
     except Image.UnidentifiedImageError as error:
         start = content[:512].lstrip()
-        for found, problem in (
-                (not content, "is empty: copy or save it again"),
-                (start[4:8] == b"ftyp", "is a HEIC or AVIF file: export it as JPEG (on an iPhone, 'Most Compatible')"),
-                (start[:5] == b"%PDF-", "is a PDF file: save the page as PNG, or take a screenshot"),
-                (b"<svg" in start, "is an SVG file: export it as PNG, or take a screenshot"),
-                (True, "is not an image, or of an unknown format: save it as PNG or JPEG")):
-            if found:
-                raise ValueError(f"{name} {problem}") from error
+        if not content:
+            problem = "is empty: copy or save it again"
+        elif start[4:8] == b"ftyp":
+            problem = "is a HEIC or AVIF file: export it as JPEG (on an iPhone, 'Most Compatible')"
+        elif start[:5] == b"%PDF-":
+            problem = "is a PDF file: save the page as PNG, or take a screenshot"
+        elif b"<svg" in start:
+            problem = "is an SVG file: export it as PNG, or take a screenshot"
+        else:
+            problem = "is not an image, or of an unknown format: save it as PNG or JPEG"
+        raise ValueError(f"{name} {problem}") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} has too many pixels ({error}): save it smaller") from error
     except (OSError, SyntaxError, EOFError) as error:
@@ -118,22 +128,25 @@ def as_image(image: Picture) -> Image.Image:
         if Path(image).is_dir():
             raise IsADirectoryError(f"{image} is a folder: give the path of an image in it")
         image = open_image(Path(image).read_bytes(), str(image))
-    elif isinstance(image, bytes) or hasattr(image, "read"):
-        content = image if isinstance(image, bytes) else image.read()
-        image = open_image(content, str(getattr(image, "name", "the image")))
+    elif isinstance(image, (bytes, bytearray)):
+        image = open_image(bytes(image), "the image")
+    elif hasattr(image, "read"):
+        if isinstance(image, io.TextIOBase):
+            raise ValueError("the file is open as text: open it with mode 'rb'")
+        image = open_image(image.read(), str(getattr(image, "name", "the image")))
     elif not isinstance(image, Image.Image):
         if isinstance(image, Tensor):
             image = (image.float() if image.dtype == torch.bfloat16 else image).detach().cpu().numpy()
         image = array_image(np.asarray(image))
     if image.mode[0] in "IF":  # more than 8 bits
-        image = array_image(np.asarray(image))
+        image = array_image(np.asarray(ImageOps.exif_transpose(image)))
     return image if image.mode in ("L", "LA", "RGB", "RGBA") else image.convert("RGBA")
 
 
 def load_colours(picture: Picture) -> np.ndarray:
     """An image as float32 (3, H, W) in [0, 1], upright and of a size within `SIDES`.
 
-    Behind what is transparent lies the mean of what is visible or, if little is, black or white, whichever differs.
+    Behind what is transparent lies the mean of what is visible or, if that is the ink alone, black or white.
     """
     image = as_image(picture)
     longer = max(image.size)
@@ -142,9 +155,11 @@ def load_colours(picture: Picture) -> np.ndarray:
     smooth = Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.BILINEAR
     image = ImageOps.exif_transpose(image.resize(size, smooth, reducing_gap=2)).convert("RGBA")
     *colours, opacity = np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / 255
-    visible = np.average(colours, axis=(1, 2), weights=np.broadcast_to(opacity + 1e-6, np.shape(colours)))
-    ground = visible if opacity.mean() > 0.5 else np.full(3, visible.mean() < 0.5)
-    return (colours * opacity + ground[:, None, None] * (1 - opacity)).astype(np.float32)
+    weights = opacity / max(opacity.sum(), 1e-6)
+    visible = (colours * weights).sum(axis=(1, 2), keepdims=True)
+    spread = (abs(colours - visible).max(axis=0) * weights).sum()
+    ground = visible if opacity.mean() > 0.5 and spread > 0.02 else visible.mean() < 0.5
+    return (colours * opacity + ground * (1 - opacity)).astype(np.float32)
 
 
 def dilate(maps: np.ndarray, size: int) -> np.ndarray:
@@ -175,8 +190,8 @@ def frame(maps: np.ndarray, width: int) -> np.ndarray:
 def flatten_light(colours: np.ndarray) -> np.ndarray:
     """The share of the light that is missing at each pixel (H, W) of (3, H, W), compared with the ground around it.
 
-    The ground is the image with the dark strokes filled, in each colour. If far more bright strokes remain in it than
-    dark ones when the bright strokes are filled, the ink is bright, and black and white change places.
+    The ground is the image with the dark strokes filled. A colour in which far more bright strokes remain in it than
+    dark ones when the bright strokes are filled has bright ink, and is inverted.
     """
     height, width = colours.shape[1:]
     coarse = [math.ceil(side / 4) for side in (height, width)]
@@ -185,8 +200,9 @@ def flatten_light(colours: np.ndarray) -> np.ndarray:
     framed = frame(small[0].numpy(), window)
     no_dark, no_bright = close(framed, window), -close(-framed, window)
     bright, dark = no_dark + close(-no_dark, window), close(no_bright, window) - no_bright
-    if (bright**3).sum() > 10 * (dark**3).sum():
-        colours, no_dark = 1 - colours, 1 - no_bright
+    bright, dark = ((strokes**3).sum(axis=(1, 2), keepdims=True) for strokes in (bright, dark))  # strong ones count
+    inverted = (bright > 10 * dark) & (bright > 0.1 * max(bright.max(), dark.max()))
+    colours, no_dark = np.where(inverted, 1 - colours, colours), np.where(inverted, 1 - no_bright, no_dark)
     ground = -dilate(-no_dark, 3)[:, window:-window, window:-window]  # the edge of a table is followed closely
     ground = F.interpolate(torch.from_numpy(ground.copy())[None], (height, width), mode="bilinear")[0].numpy()
     missing = ((ground - colours) / ground.clip(0.2)).max(axis=0)
@@ -214,18 +230,21 @@ def find_parts(mask: np.ndarray) -> tuple[np.ndarray, list[Part]]:
     for axis in range(2):
         np.minimum.at(low[axis], found, places[axis])
         np.maximum.at(high[axis], found, places[axis] + 1)
-    edge = ((low == 0) | (high == np.array(mask.shape)[:, None])).any(axis=0).astype(int)
+    starts, ends = low == 0, high == np.array(mask.shape)[:, None]
+    edge = (starts | ends).any(axis=0).astype(int)
     edge[labels[[0, 0, -1, -1], [0, -1, 0, -1]]] = 2
+    edge[(starts & ends & ~(starts | ends)[::-1]).any(axis=0)] = 2
     rows = np.stack([np.arange(len(roots)), low[1], low[0], high[1], high[0], edge], axis=1)
     return labels, [Part(*row) for row in rows[1:].tolist()]
 
 
 def candidates(parts: list[Part], shape: tuple[int, ...]) -> list[Part]:
-    """The parts that are large enough for a digit: not those in a corner, nor at the edge, if there are others."""
-    large = [part for part in parts if part.size >= SMALLEST * max(shape)]
+    """The parts that are large enough for digits: not those in a corner, nor at the edge, if there are others."""
+    least, largest = SMALLEST * max(shape), max((part.size for part in parts), default=0)
+    large = [part for part in parts if part.size >= min(least, largest / 2)] if largest >= least else []
     whole = [part for part in large if part.edge < 2] or large
-    inside = [part for part in whole if part.edge == 0]
     largest = max((part.size for part in whole), default=0)
+    inside = [part for part in whole if part.edge == 0]
     return inside if any(part.size > largest / 3 for part in inside) else whole
 
 
@@ -235,8 +254,7 @@ def ink_strength(flat: np.ndarray) -> float:
         labels, parts = find_parts(flat > level)
         if found := [part.label for part in candidates(parts, flat.shape) if level >= FAINT or part.edge == 0]:
             return float(np.median(flat[np.isin(labels, found)]))
-    raise ValueError(f"no digit: nothing is both larger than {SMALLEST:.0%} of the image and at least {LEVELS[-1]:.0%} "
-                     "darker (or brighter) than the ground around it")
+    raise ValueError(NOTHING)
 
 
 def belongs(part: Part, digit: Part) -> bool:
@@ -257,9 +275,10 @@ def choose_parts(parts: list[Part], shape: tuple[int, ...]) -> list[list[Part]]:
         if part.size > BESIDE * heads[0].size and not any(belongs(part, digit[0]) for digit in digits):
             digits.append([part])
     for part in parts:
-        if not any(part is digit[0] for digit in digits):
-            home = next((digit for digit in digits if part.edge <= digit[0].edge and belongs(part, digit[0])), [])
-            home.append(part)
+        for digit in digits:
+            if part is not digit[0] and part.edge <= digit[0].edge and belongs(part, digit[0]):
+                digit.append(part)
+                break
     return sorted(digits, key=lambda digit: digit[0].left)
 
 
@@ -292,10 +311,10 @@ def check_shape(large: np.ndarray) -> None:
     width = stroke_width(large) / LARGE
     length = solid.sum() / LARGE**2 / max(width, 1e-6)
     holes = sum(part.edge == 0 for part in find_parts(~solid)[1])
-    if width > THICKEST or not LENGTH[0] < length < LENGTH[1] or holes > HOLES:
+    if width > THICKEST or not LENGTH[0] < length < LENGTH[1] or length + holes > TANGLED:
         raise ValueError(f"no digit: compared with its longer side, the ink's strokes are {width:.2f} wide and "
                          f"{length:.1f} long, with {holes} holes; a digit's are up to {THICKEST} wide, {LENGTH[0]} to "
-                         f"{LENGTH[1]} long, with up to {HOLES}")
+                         f"{LENGTH[1]} long, and length and holes add up to at most {TANGLED}")
 
 
 def grow(image: np.ndarray, radius: int) -> np.ndarray:
@@ -333,23 +352,30 @@ def centre(image: np.ndarray) -> np.ndarray:
 
 
 def prepare_digits(image: Picture) -> list[tuple[Preparation, Box]]:
-    """The preparation and the box of each digit in an image, from left to right; see `prepare_digit`."""
+    """The preparation and the box of each digit in an image, by their left edges; see `prepare_digit`."""
     colours = load_colours(image)
     flat = flatten_light(colours)
     strength = ink_strength(flat)
     labels, parts = find_parts(flat > SHARE * strength)
-    results = []
+    smooth = ((flat / strength - RAMP[0]) / (RAMP[1] - RAMP[0])).clip(0, 1)
+    reach = 2 * REACH[max(flat.shape) > SIDES[0]] + 1
+    results, problem = [], ValueError(NOTHING)
     for digit in choose_parts(parts, flat.shape):
-        mask = np.isin(labels, [part.label for part in digit])
-        ink = ((flat / strength - RAMP[0]) / (RAMP[1] - RAMP[0])).clip(0, 1)
-        ink *= dilate(mask.astype(np.float32), 2 * REACH[max(flat.shape) > SIDES[0]] + 1)
+        ink = smooth * dilate(np.isin(labels, [part.label for part in digit]).astype(np.float32), reach)
         rows, columns = (np.flatnonzero((ink > RAMP[0]).any(axis)) for axis in (1, 0))
-        left, top, right, bottom = box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+        top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
         crop = ink[top:bottom, left:right]
         large = resize(crop, LARGE)
-        check_shape(large)
+        try:
+            check_shape(large)
+        except ValueError as error:
+            problem = error  # which matters only if no other mark is a digit
+            continue
         steps = colours.mean(axis=0), flat, ink, crop, centre(set_weight(large))
-        results.append((Preparation(*(step.astype(np.float32) for step in steps)), box))
+        box = (np.array([left, top, right, bottom]) / np.tile(flat.shape[::-1], 2)).tolist()
+        results.append((Preparation(*(step.astype(np.float32) for step in steps)), tuple(box)))
+    if not results:
+        raise problem
     return results
 
 
@@ -357,9 +383,10 @@ def prepare_digit(image: Picture) -> Preparation:
     """Find the digit in an image and bring it to the form of MNIST's images.
 
     `image` is a PIL image, an array or tensor (H, W), (H, W, 1 to 4), (1 or 3, H, W) or (1, 1, H, W) of any usual
-    range, a path, an open file, or a file's bytes. The ink may be dark or bright, in any colour, under uneven light and
-    on ruled paper. ValueError says why the image could not be read, or no single digit was found in it, and what to
-    do; OSError says that a file is missing or may not be opened.
+    range, a path, an open file, or a file's bytes. The paper should fill the image; the ink may be dark or bright, in
+    any colour, under uneven light and on ruled paper. A mark that is unlike a digit is passed over if there is one.
+    ValueError says why the image could not be read, or no single digit was found in it, and what to do; OSError says
+    that a file is missing or may not be opened.
     """
     (steps, _), *others = prepare_digits(image)
     if others:
@@ -377,16 +404,16 @@ def stored_network() -> nn.Module:
 def classify(digits: list[np.ndarray], model: nn.Module | None) -> Tensor:
     """The probabilities (N, 10), on the CPU, of prepared digits; the model's mode stays as it is.
 
-    What is unlike a digit seldom has as large a logit, and only 0, 1 and 8 look alike in a mirror, where A and H, which
-    pass for 4, do too. The more there is to doubt, the nearer are the probabilities drawn to one tenth each.
+    What is unlike a digit seldom has a large logit; and A and H, which pass for 4, have it in the mirror too. The more
+    there is to doubt, the nearer are the probabilities drawn to one tenth each.
     """
     model = stored_network() if model is None else model
     images = normalise(torch.from_numpy(np.stack(digits)).view(-1, *IMAGE_SHAPE))
     labels = torch.zeros(len(images))  # do not matter
     logits, mirrored = (predict(model, [(view, labels)])[0].cpu() for view in (images, images.flip(3)))
-    answers = logits.argmax(1, keepdim=True)
-    known = torch.sigmoid(FADE * (logits.gather(1, answers) - KNOWN))
-    one_sided = torch.sigmoid(FADE * (MIRRORED - mirrored.gather(1, answers)))
+    largest, answers = logits.max(1, keepdim=True)
+    known = torch.sigmoid(FADE * (largest - KNOWN))
+    one_sided = torch.sigmoid(FADE * (largest - mirrored.gather(1, answers) - ONE_SIDED))
     known *= one_sided.where(~torch.isin(answers, torch.tensor(SYMMETRIC)), torch.tensor(1.0))
     return known * logits.softmax(1) + (1 - known) / NUM_CLASSES
 
@@ -401,9 +428,9 @@ def predict_digit(image: Picture, model: nn.Module | None = None) -> tuple[int, 
 
 
 def predict_digits(image: Picture, model: nn.Module | None = None) -> list[tuple[int, Tensor, Box]]:
-    """Classify each digit in an image, from left to right: the digit, the ten probabilities, and its box.
+    """Classify each digit in an image: the digit, the ten probabilities, and its box; in the order of the left edges.
 
-    The box counts pixels of the image as it was resized, that is, of the step `grey`. Errors: see `prepare_digit`.
+    What `image` may be, and the errors: see `prepare_digit`.
     """
     steps, boxes = zip(*prepare_digits(image), strict=True)
     probabilities = classify([step.digit for step in steps], model)

@@ -15,8 +15,8 @@ from utils import ROOT, Config, Loader, load_mnist, normalise, predict
 
 PAGE = ROOT / "docs" / "index.html"
 BLOCK = re.compile(r'(?<=<script id="data" type="application/json">).*?(?=</script>)', re.DOTALL)
-CONSTANTS = ("SIDES WINDOW LEVELS FAINT SMALLEST SPECK BESIDE NEAR SHARE RAMP REACH LARGE THICKEST LENGTH HOLES WEIGHT "
-             "KNOWN MIRRORED SYMMETRIC FADE")
+CONSTANTS = ("SIDES WINDOW LEVELS FAINT SMALLEST SPECK BESIDE NEAR SHARE RAMP REACH LARGE THICKEST LENGTH TANGLED "
+             "WEIGHT KNOWN ONE_SIDED SYMMETRIC FADE")
 MISREAD = 5  # samples that the network gets wrong, beside one of each digit that it gets right
 
 

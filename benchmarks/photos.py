@@ -26,12 +26,12 @@ from utils import ROOT, atomic_write, load_mnist, normalise
 
 RESULTS = ROOT / "benchmarks" / "results" / "photos.json"
 SIDE = 600  # pixels of a photo
-SURE = 0.8  # a wrong answer of a higher probability is "wrong though sure"
+SURE = 0.8  # the probability of an answer from which it is sure
 PENS = {  # colour, and width as a share of the digit's height; None: as MNIST has it
     "marker": ((32, 36, 58), None), "red": ((200, 40, 45), None), "light blue": ((120, 180, 235), None),
     "yellow": ((253, 220, 60), None), "ballpoint": ((30, 50, 150), 0.024), "pencil": ((105, 105, 105), 0.03),
     "felt": ((32, 36, 58), 0.2), "phone": ((30, 34, 60), 0.05), "chalk": ((235, 235, 228), 0.09),
-    "white": ((255, 255, 255), None)}
+    "white": ((255, 255, 255), None), "orange": ((255, 160, 0), None)}
 STROKES = {  # digits drawn in straight lines, in a box of 10×10: x, y, x, y, ...; no stroke joins the next
     0: ["50 20 13 18 3A 7A 96 92 70 50"], 1: ["32 50 5A"], 2: ["23 50 82 73 2A 9A"], 3: ["20 80 53 85 88 5A 19"],
     4: ["40 16 96", "72 6A"], 5: ["90 30 24 74 97 7A 1A"], 6: ["70 34 28 4A 8A 96 65 26"], 7: ["10 80 4A"],
@@ -156,12 +156,12 @@ def draw_marks(digits: list[np.ndarray], pen: str, drawn: int | str | None, rng:
 
 
 def photograph(digits: list[np.ndarray], rng: np.random.Generator, pen: str = "marker", light: tuple | None = None,
-               lines: float = 0, grid: bool = False, specks: int = 0, desk: bool = False,
+               lines: float = 0, grid: bool = False, margin_line: bool = False, specks: int = 0, desk: bool = False,
                drawn: int | str | None = None, phone: bool = False, noise: float = 0, blur: float = 0, jpeg: int = 92,
                form: str = "", margin: float | None = None, ground: tuple = (236, 234, 228)) -> Image.Image:
     """One photo of the digits side by side, each (28, 28) in [0, 1]; the keywords say what is in the picture."""
     ink, page = draw_marks(digits, pen, drawn, rng), Image.new("L", (SIDE, SIDE))
-    edge = SIDE // 9 if desk else SIDE // 20  # kept free of ink
+    edge = SIDE // 9 if desk or margin_line else SIDE // 20  # kept free of ink
     corner = [int(edge + rng.integers(0, max(1, SIDE - side - 2 * edge))) for side in ink.size]
     page.paste(ink, tuple(corner))
     if form == "clear":
@@ -171,6 +171,8 @@ def photograph(digits: list[np.ndarray], rng: np.random.Generator, pen: str = "m
     paper = np.full((SIDE, SIDE, 3), ground, dtype=np.float32) + rng.normal(0, 1, (SIDE, SIDE, 1))
     if lines:
         rule(paper, grid, lines, rng)
+    if margin_line:
+        paper[:, (left := rng.integers(20, 50)):left + rng.integers(3, 9)] = 230, 90, 90
     cover = np.asarray(page, dtype=np.float32)[..., None] / 255
     if pen == "pencil":
         cover = cover * rng.uniform(0.6, 1, cover.shape)
@@ -223,6 +225,9 @@ KINDS: dict[str, dict] = {  # the keywords of `photograph`
     "one speck": {"specks": 1}, "five specks": {"specks": 5}, "twenty specks": {"specks": 20},
     "desk edge": {"desk": True}, "desk edge, gradient 0.6": {"desk": True, "light": ("gradient", 0.6)},
     "one-bit": {"form": "one-bit"},
+    "ruled 180, margin line": {"lines": 180, "margin_line": True},
+    "light blue on yellow": {"pen": "light blue", "ground": (255, 235, 60)},
+    "orange on blue": {"pen": "orange", "ground": (30, 90, 200)},
     "yellow on white": {"pen": "yellow", "ground": (252, 252, 252)}, "yellow on cream": {"pen": "yellow"},
     "white on clear": {"pen": "white", "form": "clear"},
     "cut tight": {"margin": 0.0}, "cut off by 8 %": {"margin": 0.08},
@@ -278,7 +283,7 @@ def legible_digits(model: nn.Module, train: bool) -> tuple[np.ndarray, np.ndarra
 
 def measure(kind: str, settings: dict, methods: dict[str, Callable], images: np.ndarray, labels: np.ndarray,
             number: int) -> dict[str, dict]:
-    """For each method, the percentages of right answers, of wrong ones that are sure, and of refusals.
+    """For each method, the percentages of right answers, of these that are unsure, of wrong but sure ones, of refusals.
 
     Where there is not one digit to find, a refusal is right, and any answer that is not sure is neither.
     """
@@ -295,11 +300,13 @@ def measure(kind: str, settings: dict, methods: dict[str, Callable], images: np.
         for name, classify in methods.items():
             try:
                 digit, probabilities = classify(photo)
-                sure = digit != label and probabilities.max().item() > SURE
+                sure = probabilities.max().item() > SURE
             except ValueError:
-                digit, sure = None, False
-            counts[name] += Counter(right=digit == label, sure=sure, refused=digit is None)
-    return {name: {key: round(100 * count[key] / number, 1) for key in ("right", "sure", "refused")}
+                digit, sure = None, label is None
+            right = digit == label
+            counts[name] += Counter(right=right, unsure=right and not sure, wrong_sure=sure and not right,
+                                    refused=digit is None)
+    return {name: {key: round(100 * count[key] / number, 1) for key in ("right", "unsure", "wrong_sure", "refused")}
             for name, count in counts.items()}
 
 
@@ -340,8 +347,8 @@ def main() -> None:
     results = {}
     for kind, settings in tqdm((KINDS | NO_DIGIT).items(), file=sys.stdout, leave=False):
         results[kind] = measure(kind, settings, methods, images, labels, arguments.number)
-        cells = (f"{name}: right {r['right']:5} %, wrong though sure {r['sure']:4} %, refused {r['refused']:5} %"
-                 for name, r in results[kind].items())
+        cells = (f"{name}: right {r['right']:5} % (unsure {r['unsure']:4} %), wrong though sure {r['wrong_sure']:4} %, "
+                 f"refused {r['refused']:5} %" for name, r in results[kind].items())
         tqdm.write(f"{kind:32} {' | '.join(cells)}", file=sys.stdout)
     if not arguments.train:
         record = {"photos_of_each_kind": arguments.number, "kinds": results}

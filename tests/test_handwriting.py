@@ -73,6 +73,9 @@ def test_strokes_of_any_width_come_out_alike(width):
     (torch.tensor(GREY)[None] / 255 - 0.1307) / 0.3081, (torch.tensor(GREY)[None, None] / 255).requires_grad_(),
     draw([(100, 80), (190, 75), (130, 230)], ground="darkslategray", ink="white"),
     draw([(100, 80), (190, 75), (130, 230)], ink="yellow"),
+    draw([(100, 80), (190, 75), (130, 230)], ground="gold", ink="dodgerblue"),
+    draw([(100, 80), (190, 75), (130, 230)], ground="mediumblue", ink="orange"),
+    np.dstack([GREY * 0, 255 - GREY])[60:240, 120:200], bytearray(encode(PAGE)),
 ], ids=lambda image: f"{type(image).__name__}-{getattr(image, 'mode', getattr(image, 'shape', ''))}")
 def test_every_kind_of_image(image):
     digit, probabilities = predict_digit(image)
@@ -85,10 +88,11 @@ def test_files(tmp_path):
     """A path or an open file will do; a camera's note of which way is up is followed."""
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90° to the right
-    path = tmp_path / "photo.jpg"
+    path, deep = tmp_path / "photo.jpg", tmp_path / "deep.png"
     PAGE.rotate(90).save(path, exif=exif)
+    Image.fromarray(np.rot90(GREY) * np.uint16(257)).save(deep, exif=exif)
     with path.open("rb") as file:
-        assert [predict_digit(image)[0] for image in (path, str(path), file)] == [7, 7, 7]
+        assert [predict_digit(image)[0] for image in (path, str(path), file, deep)] == [7, 7, 7, 7]
 
 
 def test_model():
@@ -106,8 +110,34 @@ def test_several_digits():
         predict_digit(page)
     (seven, _, left), (one, _, right) = predict_digits(page)
     assert (seven, one) == (7, 1)
-    assert np.allclose(left, (50, 66, 150, 235), atol=15)
-    assert np.allclose(right, (206, 70, 229, 235), atol=15)
+    assert np.allclose(left, (0.17, 0.22, 0.5, 0.78), atol=0.05)
+    assert np.allclose(right, (0.69, 0.23, 0.76, 0.78), atol=0.05)
+
+
+def test_a_row_of_digits_of_different_sizes():
+    row = [[(x, 180 - height), (x + height // 2, 178 - height), (x + height // 4, 180)]
+           for x, height in zip(range(30, 1200, 120), [100, 70] * 5, strict=True)]
+    assert [digit for digit, *_ in predict_digits(draw(*row, size=(1260, 200)))] == [7] * 10
+
+
+@pytest.mark.parametrize("mark", [
+    [(250, 0), (250, 299)], [(40, 0), (36, 299)],  # a margin line
+    [(210, 200), (280, 280), (215, 275), (285, 205), (230, 290), (260, 190), (200, 240), (290, 250), (210, 200)],
+])
+def test_what_is_beside_the_digit_is_passed_over(mark):
+    digit, probabilities = predict_digit(draw([(100, 80), (190, 75), (130, 230)], mark))
+    assert digit == 7
+    assert probabilities[7] > 0.8
+
+
+@pytest.mark.parametrize("side", range(84, 120, 4))
+def test_digits_of_the_smallest_size_are_found_or_refused(side):
+    page = Image.new("L", (1000, 1000), "white")
+    page.paste(PAGE.convert("L").crop((90, 65, 200, 240)).resize((side * 2 // 3, side)), (500, 500))
+    try:
+        assert predict_digit(page)[0] == 7
+    except ValueError as error:
+        assert str(error).startswith("no digit")
 
 
 RNG = np.random.default_rng(0)
@@ -137,7 +167,7 @@ def test_pages_without_a_digit(image):
     [[(100, 70), (100, 230)], [(200, 70), (200, 230)], [(100, 150), (200, 150)]],  # H
 ])
 def test_letters_meet_with_doubt(lines):
-    assert predict_digit(draw(*lines))[1].max() < 0.3
+    assert predict_digit(draw(*lines))[1].max() < 0.6
 
 
 @pytest.mark.parametrize(("image", "message"), [
@@ -158,6 +188,8 @@ def test_paths_without_a_file(tmp_path):
         prepare_digit(tmp_path / "none.png")
     with pytest.raises(IsADirectoryError, match="folder"):
         prepare_digit(tmp_path)
+    with (ROOT / "README.md").open() as text, pytest.raises(ValueError, match="rb"):
+        prepare_digit(text)
 
 
 def test_too_many_pixels(monkeypatch):
