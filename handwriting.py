@@ -352,14 +352,17 @@ def centre(image: np.ndarray) -> np.ndarray:
 
 
 def prepare_digits(image: Picture) -> list[tuple[Preparation, Box]]:
-    """The preparation and the box of each digit in an image, by their left edges; see `prepare_digit`."""
+    """The preparation and the box of each digit in an image, by their left edges; see `prepare_digit`.
+
+    A mark that is unlike a digit is passed over, unless there are more of these, as on a page of text.
+    """
     colours = load_colours(image)
     flat = flatten_light(colours)
     strength = ink_strength(flat)
     labels, parts = find_parts(flat > SHARE * strength)
     smooth = ((flat / strength - RAMP[0]) / (RAMP[1] - RAMP[0])).clip(0, 1)
     reach = 2 * REACH[max(flat.shape) > SIDES[0]] + 1
-    results, problem = [], ValueError(NOTHING)
+    results, problems = [], []
     for digit in choose_parts(parts, flat.shape):
         ink = smooth * dilate(np.isin(labels, [part.label for part in digit]).astype(np.float32), reach)
         rows, columns = (np.flatnonzero((ink > RAMP[0]).any(axis)) for axis in (1, 0))
@@ -369,13 +372,15 @@ def prepare_digits(image: Picture) -> list[tuple[Preparation, Box]]:
         try:
             check_shape(large)
         except ValueError as error:
-            problem = error  # which matters only if no other mark is a digit
+            problems.append(error)
             continue
         steps = colours.mean(axis=0), flat, ink, crop, centre(set_weight(large))
         box = (np.array([left, top, right, bottom]) / np.tile(flat.shape[::-1], 2)).tolist()
         results.append((Preparation(*(step.astype(np.float32) for step in steps)), tuple(box)))
+    if len(problems) > len(results):
+        raise problems[0]
     if not results:
-        raise problem
+        raise ValueError(NOTHING)
     return results
 
 
@@ -384,9 +389,8 @@ def prepare_digit(image: Picture) -> Preparation:
 
     `image` is a PIL image, an array or tensor (H, W), (H, W, 1 to 4), (1 or 3, H, W) or (1, 1, H, W) of any usual
     range, a path, an open file, or a file's bytes. The paper should fill the image; the ink may be dark or bright, in
-    any colour, under uneven light and on ruled paper. A mark that is unlike a digit is passed over if there is one.
-    ValueError says why the image could not be read, or no single digit was found in it, and what to do; OSError says
-    that a file is missing or may not be opened.
+    any colour, under uneven light and on ruled paper. ValueError says why the image could not be read, or no single
+    digit was found in it, and what to do; OSError says that a file is missing or may not be opened.
     """
     (steps, _), *others = prepare_digits(image)
     if others:
