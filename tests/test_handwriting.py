@@ -145,19 +145,24 @@ LIGHT = np.linspace(240, 140, 300)[:, None].repeat(300, 1)
 RULED = LIGHT - 50 * (np.arange(300)[:, None] % 24 < 2)
 SPECK = Image.new("L", (300, 300), "white")
 SPECK.paste(0, (100, 100, 105, 104))
-TEXT = Image.new("L", (400, 400), "white")
-ImageDraw.Draw(TEXT).text((10, 10), "much is written\nhere, but no\ndigit at all\nis among the\nwords", font_size=48)
 
 
 @pytest.mark.parametrize("image", [
     Image.new("RGB", (100, 100), "white"), np.full((28, 28), 7.0), LIGHT, LIGHT + RNG.normal(0, 5, LIGHT.shape),
     LIGHT.T * 1.5 - 120, RULED, RULED.T,
-    200 + RNG.normal(0, 20, (300, 300)), SPECK, TEXT, Image.new("RGBA", (50, 50)), np.full((28, 28), 0.5) + 0.01 * np.eye(28),
+    200 + RNG.normal(0, 20, (300, 300)), SPECK, Image.new("RGBA", (50, 50)), np.full((28, 28), 0.5) + 0.01 * np.eye(28),
     draw([tuple(point) for point in RNG.integers(40, 260, (30, 2)).tolist()]),  # a scribble
 ])
 def test_pages_without_a_digit(image):
-    with pytest.raises(ValueError, match="digit"):
+    with pytest.raises(ValueError, match="no digit"):
         prepare_digit(image)
+
+
+def test_page_of_text():
+    page = Image.new("L", (400, 400), "white")
+    ImageDraw.Draw(page).text((10, 10), "much is written\nhere, but no\ndigit at all", font_size=48)
+    with pytest.raises(ValueError, match="digits"):
+        predict_digit(page)
 
 
 @pytest.mark.parametrize("lines", [
