@@ -21,7 +21,7 @@ from model import IMAGE_SHAPE, NUM_CLASSES
 from utils import ROOT, load_run, normalise, predict
 
 SIDES = 200, 400  # pixels of the longer side in all steps: smaller images are enlarged, larger ones reduced
-WINDOW = 0.25  # of the longer side: any stroke is narrower, and shadows are larger
+WINDOW = 0.3  # of the longer side: any stroke is narrower, and shadows are larger
 LEVELS = 0.7, 0.6, 0.5, 0.4, 0.3, 0.22, 0.16, 0.11  # shares of the light that ink takes away, strongest ink first
 FAINT = 0.5  # below this share, what lies at the edge of the image may be the end of a shadow
 SMALLEST = 0.08  # of the longer side: the largest digit is no smaller
