@@ -45,10 +45,10 @@ def expected_lines(stored):
         yield f"| {name} | {epochs} | {n} | {mean:.3f} ± {sd:.3f} | {low:.2f} to {high:.2f} | {where} |"
     parts = {name: accuracy.summarise(accuracy.select(records, name, 50_000)) for name in accuracy.PARTS}
     least = min(part.n for part in parts.values())
-    bn, muon = (parts["final"].mean - parts[name].mean for name in ("without BatchNorm", "SGD for Muon"))
+    worth = parts["final"].mean - parts["without BatchNorm"].mean
     yield (f"Dots are runs, diamonds their means with standard errors, at least {least} seeds each; the line is the "
-           f"whole recipe. BatchNorm is worth {bn:.2f} points and Muon {muon:.2f}; no other part makes a difference "
-           "here that could be told from chance, but augmentation does under distortion.")
+           f"whole recipe. BatchNorm is worth {worth:.2f} points; no other part makes a difference here that could be "
+           "told from chance, but augmentation does under distortion.")
     results = robustness.read_results()
     networks = {recipe: list(runs.values()) for recipe, runs in results["networks"].items()}
     final, baseline = ({(name, strength): statistics.mean(run["distortions"][i] for run in networks[recipe])
