@@ -292,7 +292,7 @@ CODE = 'def f(a):\n    if a:\n        a = f"{a} {{}} "\n    return a\n'
 @pytest.mark.parametrize(("old", "new", "alike"), [
     ("def f(a):\n", '"""New."""\n\n# new\ndef f(a):  # new\n    """New,\n    and long."""\n\n', True),
     ("        a =", "        # new\n\n        a  =", True), ("\n", "\r\n", True), ("if a", "if not a", False),
-    ("    return", "        return", False), ('f"{a}', 'f"{f}', False), ('"{a', '"a', False)])
+    ("    return", "        return", False), ('f"{a}', 'f"{f}', False), ('"{a}', '"a', False)])
 def test_hash_changes_with_the_code_alone(tmp_path, monkeypatch, old, new, alike):
     assert utils.strip_comments(CODE).count('=f"{a}{{}}"\n') == 1  # in every version of Python
     monkeypatch.setattr(utils, "ROOT", tmp_path)
