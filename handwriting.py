@@ -7,6 +7,7 @@ The steps: `load_colours` → `flatten_light` → `ink_strength`, `find_parts`, 
 import io
 import math
 import os
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -31,10 +32,10 @@ SHARE = 0.4  # of the ink's strength, from which a pixel is ink; ruled lines are
 RAMP = 0.1, 0.9  # shares of the ink's strength that become 0 and 1, so that the outlines stay smooth
 REACH = 8, 3  # pixels around the ink in which its outline fades: more in an image that was enlarged
 THICKEST, LENGTH = 0.4, (0.8, 3.4)  # of MNIST's strokes, in units of a digit's longer side
-TANGLED = 5.2  # MNIST's digits have less length and holes in all
+TANGLED = 5.4  # MNIST's digits have less length and holes in all
 WEIGHT = 2.3, 3.4  # pixels: the usual widths of MNIST's strokes, as `stroke_width` measures them
 KNOWN = 5.0  # digits have a larger logit than that, as a rule
-ONE_SIDED = 0.7  # and by more than that a larger one than their mirror images, but for those that are SYMMETRIC
+ONE_SIDED = 0.7  # and one larger than their mirror image's by more than this, except for those that are SYMMETRIC
 SYMMETRIC = 0, 1, 8
 FADE = 4  # how quickly doubt sets in about these logits
 NOTHING = (f"no digit: nothing is both larger than {SMALLEST:.0%} of the image and at least {LEVELS[-1]:.0%} darker "
@@ -57,7 +58,7 @@ class Preparation(NamedTuple):
 class Part(NamedTuple):
     """A connected part of the ink, within its box; `right` and `bottom` are the first column and row outside.
 
-    `edge` is 0 inside the image, 1 at its edge, 2 in a corner, as a table is, or if it runs across, as a margin line.
+    `edge` is 0 inside the image, 1 at its edge, 2 in a corner (a table) or from edge to edge (a margin line).
     """
 
     label: int
@@ -120,46 +121,116 @@ def array_image(array: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels))
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """Turn an image as the camera has noted; a damaged note is ignored."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except SyntaxError:
+        return image
+
+
 def as_image(image: Picture) -> Image.Image:
     """Whatever holds an image, as a PIL image of 8 bits in a mode that can be resized."""
     if isinstance(image, (str, os.PathLike)):
-        if str(image).startswith(("http://", "https://")):
+        if str(image).lower().startswith(("http://", "https://")):
             raise ValueError(f"{image} is a web address: download the image, and give the path of the file")
-        if Path(image).is_dir():
-            raise IsADirectoryError(f"{image} is a folder: give the path of an image in it")
-        image = open_image(Path(image).read_bytes(), str(image))
-    elif isinstance(image, (bytes, bytearray)):
+        path = Path(image).expanduser()
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder: give the path of an image in it")
+        image = open_image(path.read_bytes(), str(path))
+    elif isinstance(image, (bytes, bytearray, memoryview)):
         image = open_image(bytes(image), "the image")
     elif hasattr(image, "read"):
         if isinstance(image, io.TextIOBase):
             raise ValueError("the file is open as text: open it with mode 'rb'")
+        with suppress(AttributeError, OSError):  # of a pipe, which has only one direction
+            image.seek(0)  # a BytesIO that was just written stands at its end
         image = open_image(image.read(), str(getattr(image, "name", "the image")))
     elif not isinstance(image, Image.Image):
         if isinstance(image, Tensor):
             image = (image.float() if image.dtype == torch.bfloat16 else image).detach().cpu().numpy()
-        image = array_image(np.asarray(image))
+        try:
+            image = np.asarray(image)
+        except ValueError as error:  # such as an image with its label
+            raise ValueError(f"a {type(image).__name__} is not one image: give the image alone") from error
+        image = array_image(image)
+    if not min(image.size):
+        raise ValueError("the image has no pixels")
     if image.mode[0] in "IF":  # more than 8 bits
-        image = array_image(np.asarray(ImageOps.exif_transpose(image)))
+        image = array_image(np.asarray(upright(image)))
     return image if image.mode in ("L", "LA", "RGB", "RGBA") else image.convert("RGBA")
 
 
-def load_colours(picture: Picture) -> np.ndarray:
-    """An image as float32 (3, H, W) in [0, 1], upright and of a size within `SIDES`.
+def find_sheet(grey: np.ndarray) -> np.ndarray | None:
+    """The area of a sheet that lies whole in an image (H, W), on a ground of another brightness; None without one.
+
+    A sheet is large, nearly a rectangle, mostly blank, and unlike most of its ground. What reaches far along the border
+    of the image may be what a shadow leaves, unless it lies between black bars.
+    """
+    if np.ptp(grey) < 0.1:
+        return None
+    levels = np.linspace(grey.min(), grey.max(), 32)[1:-1]
+    within = [sum(grey[side].var() * side.sum() for side in (grey > level, grey <= level)) for level in levels]
+    bright = grey > levels[np.argmin(within)]  # the best division in two: Otsu, "A threshold selection method", 1979
+    y, x = np.indices(grey.shape).reshape(2, -1)
+    turns = np.linspace(0, np.pi, 60, endpoint=False)[:, None]
+    along = np.cos(turns) * x + np.sin(turns) * y  # of each pixel, the place in 60 directions
+    for half in bright, ~bright:
+        labels, parts = find_parts(half)
+        part = max(parts, key=lambda part: min(part.right - part.left, part.bottom - part.top))
+        sheet = labels == part.label
+        low, high = (limit(along[:, sheet.ravel()], axis=1)[:, None] for limit in (np.min, np.max))
+        area = ((along >= low) & (along <= high)).all(axis=0).reshape(grey.shape)  # the convex hull
+        sides = high - low + 1
+        if area.all() or min(part.right - part.left, part.bottom - part.top) < WINDOW * max(grey.shape):
+            continue
+        contrast = abs(math.log((grey[sheet].mean() + 0.01) / (grey[~area].mean() + 0.01)))
+        border = np.concatenate([area[0], area[-1], area[:, 0], area[:, -1]]).mean()
+        if (area.mean() > 0.12 and area.sum() > 0.9 * (sides * np.roll(sides, 30)).min() and half[area].mean() > 0.85
+                and half[~area].mean() < 0.25 and contrast > (1.6 if border > 0.1 else 0.17)):
+            return area
+    return None
+
+
+def cut_out_sheet(image: Image.Image) -> tuple[Image.Image, Box]:
+    """Cut a sheet of paper, or what lies between black bars, out of an image, if there is one; and its box."""
+    whole = image, (0.0, 0.0, 1.0, 1.0)
+    transparent = "A" in image.mode and image.getchannel("A").getextrema()[0] < 255
+    if transparent or min(image.size) < 40:
+        return whole
+    small = image.convert("RGB")
+    small.thumbnail((120, 120))
+    colours = np.asarray(small, dtype=np.float32) / 255
+    area = find_sheet(colours.mean(axis=2))
+    if area is None:
+        area = find_sheet(colours.min(axis=2))  # in which white paper stands out, even in the shadow, from wood
+    if area is None:
+        return whole
+    inside = Image.fromarray(-dilate(-area.astype(np.float32), 5) > 0).convert("L").resize(image.size)
+    colours = np.array(image.convert("RGB"))
+    colours[np.asarray(inside) < 128] = np.median(colours[np.asarray(inside) > 127], axis=0)
+    box = inside.getbbox()
+    return Image.fromarray(colours).crop(box), tuple((np.array(box) / np.tile(image.size, 2)).tolist())
+
+
+def load_colours(picture: Picture) -> tuple[np.ndarray, Box]:
+    """An image, or the sheet in it, as float32 (3, H, W) in [0, 1], upright and of a size within `SIDES`; and its box.
 
     Behind what is transparent lies the mean of what is visible or, if that is the ink alone, black or white.
     """
     image = as_image(picture)
+    image, box = cut_out_sheet(upright(image.reduce(max(1, max(image.size) // (2 * SIDES[1])))))
     longer = max(image.size)
     scale = min(max(longer, SIDES[0]), SIDES[1]) / longer
     size = [max(1, round(side * scale)) for side in image.size]
     smooth = Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.BILINEAR
-    image = ImageOps.exif_transpose(image.resize(size, smooth, reducing_gap=2)).convert("RGBA")
+    image = image.resize(size, smooth).convert("RGBA")
     *colours, opacity = np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / 255
     weights = opacity / max(opacity.sum(), 1e-6)
     visible = (colours * weights).sum(axis=(1, 2), keepdims=True)
     spread = (abs(colours - visible).max(axis=0) * weights).sum()
     ground = visible if opacity.mean() > 0.5 and spread > 0.02 else visible.mean() < 0.5
-    return (colours * opacity + ground * (1 - opacity)).astype(np.float32)
+    return (colours * opacity + ground * (1 - opacity)).astype(np.float32), box
 
 
 def dilate(maps: np.ndarray, size: int) -> np.ndarray:
@@ -190,8 +261,8 @@ def frame(maps: np.ndarray, width: int) -> np.ndarray:
 def flatten_light(colours: np.ndarray) -> np.ndarray:
     """The share of the light that is missing at each pixel (H, W) of (3, H, W), compared with the ground around it.
 
-    The ground is the image with the dark strokes filled. A colour in which far more bright strokes remain in it than
-    dark ones when the bright strokes are filled has bright ink, and is inverted.
+    The ground is the image with the dark strokes filled. A colour has bright ink, and is inverted,
+    if far more bright strokes remain after the dark ones are filled than dark ones after the bright ones are.
     """
     height, width = colours.shape[1:]
     coarse = [math.ceil(side / 4) for side in (height, width)]
@@ -201,7 +272,8 @@ def flatten_light(colours: np.ndarray) -> np.ndarray:
     no_dark, no_bright = close(framed, window), -close(-framed, window)
     bright, dark = no_dark + close(-no_dark, window), close(no_bright, window) - no_bright
     bright, dark = ((strokes**3).sum(axis=(1, 2), keepdims=True) for strokes in (bright, dark))  # strong ones count
-    inverted = (bright > 10 * dark) & (bright > 0.1 * max(bright.max(), dark.max()))
+    brighter, most = bright > 10 * dark, max(bright.max(), dark.max())
+    inverted = brighter & ((bright > 0.1 * most) | (brighter & (bright == most)).any())
     colours, no_dark = np.where(inverted, 1 - colours, colours), np.where(inverted, 1 - no_bright, no_dark)
     ground = -dilate(-no_dark, 3)[:, window:-window, window:-window]  # the edge of a table is followed closely
     ground = F.interpolate(torch.from_numpy(ground.copy())[None], (height, width), mode="bilinear")[0].numpy()
@@ -267,9 +339,20 @@ def belongs(part: Part, digit: Part) -> bool:
     return part.size > SPECK * digit.size and min(across, along) > -NEAR * digit.size
 
 
+def marks(part: Part, digit: Part) -> bool:
+    """Whether a part frames a digit, or underlines it."""
+    width, gap = part.right - part.left, part.top - digit.bottom
+    margin = min(digit.left - part.left, digit.top - part.top, part.right - digit.right, part.bottom - digit.bottom)
+    across = min(part.right, digit.right) - max(part.left, digit.left)
+    flat = part.bottom - part.top < 0.2 * width < digit.bottom - digit.top
+    return margin > part.size / 20 or (flat and 0 <= gap < digit.size and across > 0.6 * (digit.right - digit.left))
+
+
 def choose_parts(parts: list[Part], shape: tuple[int, ...]) -> list[list[Part]]:
     """The parts of each digit, its largest first; the digits from left to right."""
     digits: list[list[Part]] = []
+    large = [part for part in parts if part.size > SMALLEST * max(shape)]
+    parts = [part for part in parts if not any(marks(part, digit) for digit in large if digit.size > part.size / 5)]
     heads = sorted(candidates(parts, shape), key=lambda part: -part.size)
     for part in heads:
         if part.size > BESIDE * heads[0].size and not any(belongs(part, digit[0]) for digit in digits):
@@ -341,7 +424,7 @@ def set_weight(large: np.ndarray) -> np.ndarray:
 def centre(image: np.ndarray) -> np.ndarray:
     """Bring a digit's box to MNIST's form: 20 pixels high or wide, its centre of mass in the middle of 28×28 pixels.
 
-    So LeCun, Cortes and Burges describe it (yann.lecun.com/exdb/mnist); the middle is 14.5, as measured in MNIST.
+    So LeCun, Cortes and Burges describe it (yann.lecun.com/exdb/mnist); on average it lies at 14.5, as in MNIST.
     """
     small = resize(image, 20)
     small = small / small.max()
@@ -356,7 +439,8 @@ def prepare_digits(image: Picture) -> list[tuple[Preparation, Box]]:
 
     A mark that is unlike a digit is passed over, unless there are more of these, as on a page of text.
     """
-    colours = load_colours(image)
+    colours, sheet = load_colours(image)
+    origin, extent = np.tile(sheet[:2], 2), np.tile(np.subtract(sheet[2:], sheet[:2]), 2)
     flat = flatten_light(colours)
     strength = ink_strength(flat)
     labels, parts = find_parts(flat > SHARE * strength)
@@ -375,7 +459,7 @@ def prepare_digits(image: Picture) -> list[tuple[Preparation, Box]]:
             problems.append(error)
             continue
         steps = colours.mean(axis=0), flat, ink, crop, centre(set_weight(large))
-        box = (np.array([left, top, right, bottom]) / np.tile(flat.shape[::-1], 2)).tolist()
+        box = (origin + extent * [left, top, right, bottom] / np.tile(flat.shape[::-1], 2)).tolist()
         results.append((Preparation(*(step.astype(np.float32) for step in steps)), tuple(box)))
     if len(problems) > len(results):
         raise problems[0]
@@ -388,9 +472,9 @@ def prepare_digit(image: Picture) -> Preparation:
     """Find the digit in an image and bring it to the form of MNIST's images.
 
     `image` is a PIL image, an array or tensor (H, W), (H, W, 1 to 4), (1 or 3, H, W) or (1, 1, H, W) of any usual
-    range, a path, an open file, or a file's bytes. The paper should fill the image; the ink may be dark or bright, in
-    any colour, under uneven light and on ruled paper. ValueError says why the image could not be read, or no single
-    digit was found in it, and what to do; OSError says that a file is missing or may not be opened.
+    range, a path, an open file, or a file's bytes. The paper may fill the image or lie whole in it; the ink may be dark
+    or bright, in any colour, under uneven light and on ruled paper. ValueError says why the image could not be read, or
+    no single digit was found in it, and what to do; OSError says that a file is missing or may not be opened.
     """
     (steps, _), *others = prepare_digits(image)
     if others:

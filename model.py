@@ -31,7 +31,7 @@ class Net(nn.Module):
         super().__init__()
         self.stage1 = nn.Sequential(
             conv_block(1, width, dropout),
-            conv_block(width, width),  # without Dropout, as in the assignment's table
+            conv_block(width, width),  # without Dropout, as the assignment prescribes
             conv_block(width, 2 * width, dropout),
         )
         self.transition = nn.Sequential(

@@ -120,6 +120,7 @@ def plot_history(history: list[dict], config: Config) -> Figure:
     for axis, name in ((loss, "cross-entropy"), (error, "wrong (%)")):
         logarithmic(axis)
         axis.set_ylabel(name)
+    error.set_ylim(bottom=min(0.2, error.get_ylim()[0]))
     peak = config.warmup_fraction * config.epochs
     progress = np.unique(np.append(np.linspace(0, config.epochs, 200), peak))
     rate.plot(progress, [config.muon_lr * rate_factor(p / config.epochs, config) for p in progress], color=GREEN)
@@ -141,7 +142,7 @@ def plot_average(averaged: list[float], plain: list[float]) -> Figure:
                                              (averaged, "their moving average", "o-", BLUE)):
         axis.plot(range(1, len(accuracies) + 1), [100 - a for a in accuracies], style, label=label, color=colour)
     logarithmic(axis)
-    axis.set(xlabel="epoch", ylabel="wrong (%)")
+    axis.set(xlabel="epoch", ylabel="wrong (%)", ylim=(min(0.2, axis.get_ylim()[0]), None))
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend()
     return figure
@@ -177,7 +178,7 @@ def plot_confidence(bins: list[tuple[float, float, int]], least: int = 10) -> Fi
 
 
 def plot_class_maps(images: Tensor, maps: Tensor, titles: list[str]) -> Figure:
-    """Lay over each image (N, 28, 28) the map (N, H, W) whose mean is the score of the digit named in its title.
+    """Lay over each image (N, 28, 28) the map (N, H, W) whose mean is the score of the predicted digit.
 
     Since most layers do not pad, the centres of what its values see lie in the middle of the image, 2 pixels apart.
     """
@@ -216,6 +217,7 @@ def plot_preparation(steps: dict[str, np.ndarray], probabilities: Tensor) -> Fig
     for axis, (name, pixels) in zip(axes, steps.items(), strict=False):
         show_image(axis, pixels, name, cmap="gray" if name == "grey" else "gray_r", vmin=0, vmax=1)
     axes[-1].bar(range(NUM_CLASSES), probabilities.tolist())
-    axes[-1].set(xticks=range(NUM_CLASSES), yticks=[], ylim=(0, 1), title=f"{int(probabilities.argmax())}")
-    axes[-1].tick_params(labelsize=7)
+    axes[-1].set(xticks=range(NUM_CLASSES), yticks=[], ylim=(0, 1))
+    axes[-1].set_title(f"predicted: {int(probabilities.argmax())}", fontsize=10)
+    axes[-1].tick_params(labelsize=8)
     return figure

@@ -1,4 +1,4 @@
-"""Data, training and evaluation of the network; every number of the recipe stands in `Config`."""
+"""Data, training and evaluation of the network; every number of the recipe is in `Config`."""
 
 import copy
 import ctypes
@@ -55,7 +55,7 @@ class Config:
     dropout: float = DROPOUT  # probability that a channel is zeroed in training
     degrees: float = 10  # rotation, either way
     translate: float = 0.08  # shift along each axis, either way, as a share of the image's side
-    scale: float = 0.14  # growth along each axis, either way, as a share of the digit's size
+    scale: float = 0.14  # zoom along each axis, either way, as a share of the digit's size
     shear: float = 10  # degrees by which vertical strokes lean, either way
     light_fraction: float = 0.3  # share of the augmented images of which the light is changed too, by the next three
     blur: float = 1.2  # up to this standard deviation, in pixels

@@ -47,7 +47,7 @@ def plot_parts(groups: dict[str, list[float]]) -> Figure:
 def plot_frontier(sizes: dict[int, list[float]], epochs: dict[int, list[float]], public: list[dict]) -> Figure:
     """Draw last-epoch accuracies (percent) by number of parameters, beside public results, and by number of epochs.
 
-    A public result has `parameters` and `last_accuracy`; those with a `name` are named.
+    A public result has `parameters`, `epochs` and `last_accuracy`; those with a `name` are named.
     """
     figure, axes = plt.subplots(2, 1, figsize=(FIGURE_WIDTH, 7.5), height_ratios=(4, 3))
     labels = "parameters, in 19 epochs", "epochs, with 19,712 parameters"
@@ -60,8 +60,9 @@ def plot_frontier(sizes: dict[int, list[float]], epochs: dict[int, list[float]],
         axis.set(xscale="log", xlabel=label, ylabel="test accuracy (%)")
         axis.set_xticks(list(groups), [f"{number:,}" for number in groups])
         axis.minorticks_off()
+    spans = [p["epochs"] for p in public]
     axes[0].scatter([p["parameters"] for p in public], [p["last_accuracy"] for p in public], marker="x", color=ORANGE,
-                    label="public results, one run each")
+                    label=f"public results, one run each, in {min(spans)} to {max(spans)} epochs")
     for point in (p for p in public if "name" in p):
         axes[0].annotate(point["name"], (point["parameters"], point["last_accuracy"]), ha="center", color=ORANGE,
                          xytext=(point["parameters"], 99.76), arrowprops={"arrowstyle": "-", "color": ORANGE})
@@ -99,13 +100,13 @@ def plot_robustness(curves: dict[str, tuple[list[float], dict[str, list[list[flo
 
 
 def plot_bars(groups: dict[str, dict[str, float]], label: str) -> Figure:
-    """Draw groups of named numbers as horizontal bars, each with its value."""
+    """Draw groups of named numbers as horizontal bars, each with its value; "ours" are blue."""
     heights = [len(group) for group in groups.values()]
     figure, axes = plt.subplots(len(groups), 1, figsize=(FIGURE_WIDTH, 0.4 * sum(heights) + 1.1), height_ratios=heights,
                                 sharex=True, squeeze=False)
     longest = max(value for group in groups.values() for value in group.values())
     for axis, (title, group) in zip(axes.flat, groups.items(), strict=True):
-        axis.barh(list(group), list(group.values()), color=[GREY, *[BLUE] * (len(group) - 1)])
+        axis.barh(list(group), list(group.values()), color=[BLUE if "ours" in name else GREY for name in group])
         for y, value in enumerate(group.values()):
             axis.text(value + longest / 100, y, f"{value:.3g}", va="center")
         axis.set_title(title, loc="left", fontsize=10)
@@ -124,5 +125,5 @@ def plot_photos(kinds: dict[str, tuple[float, float]]) -> Figure:
         axis.scatter(values, range(len(kinds)), color=colour, label=label)
     axis.set(yticks=range(len(kinds)), yticklabels=list(kinds), xlabel="right (%)", xlim=(0, 102))
     axis.invert_yaxis()
-    axis.legend(loc="lower left")
+    figure.legend(loc="outside upper center", ncols=2)
     return figure

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -155,15 +155,44 @@ def draw_marks(digits: list[np.ndarray], pen: str, drawn: int | str | None, rng:
     return ink
 
 
+def draw_around(page: Image.Image, corner: list[int], ink: Image.Image, kind: str, rng: np.random.Generator) -> None:
+    """Draw a box or a circle around the ink on a page, or a line below it."""
+    gap, width = int(max(ink.size) * rng.uniform(0.15, 0.3)), int(rng.integers(4, 12))
+    left, top, right, bottom = corner[0], corner[1], corner[0] + ink.width, corner[1] + ink.height
+    draw = ImageDraw.Draw(page)
+    if kind == "line":
+        height = bottom + gap // 2
+        draw.line([left - gap // 2, height, right + gap // 2, height + rng.integers(-8, 9)], fill=255, width=width)
+    elif kind == "box":
+        draw.rectangle([left - gap, top - gap, right + gap, bottom + gap], outline=255, width=width)
+    else:
+        radius, x, y = math.hypot(*ink.size) / 2 + gap // 2, (left + right) / 2, (top + bottom) / 2
+        draw.ellipse([x - radius, y - radius, x + radius, y + radius], outline=255, width=width)
+
+
+def lay_on_table(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """The photo of a table with the sheet on it, turned by up to 25°."""
+    sheet = photo.resize([int(side * rng.uniform(0.5, 0.7)) for side in photo.size])
+    sheet = sheet.convert("RGBA").rotate(rng.uniform(-25, 25), Image.Resampling.BICUBIC, expand=True)
+    colour = [(120, 85, 60), (70, 50, 42), (150, 120, 90), (40, 42, 45)][rng.integers(4)]
+    table = np.float32(colour) + rng.normal(0, 4, (SIDE, 1, 1)) + rng.normal(0, 3, (SIDE, SIDE, 3))  # with a grain
+    table = Image.fromarray(table.clip(0, 255).astype(np.uint8))
+    table.paste(sheet, tuple(int(rng.integers(0, max(1, SIDE - side))) for side in sheet.size), sheet)
+    return table
+
+
 def photograph(digits: list[np.ndarray], rng: np.random.Generator, pen: str = "marker", light: tuple | None = None,
                lines: float = 0, grid: bool = False, margin_line: bool = False, specks: int = 0, desk: bool = False,
-               drawn: int | str | None = None, phone: bool = False, noise: float = 0, blur: float = 0, jpeg: int = 92,
-               form: str = "", margin: float | None = None, ground: tuple = (236, 234, 228)) -> Image.Image:
+               drawn: int | str | None = None, around: str = "", phone: bool = False, noise: float = 0, blur: float = 0,
+               jpeg: int = 92, form: str = "", margin: float | None = None, ground: tuple = (236, 234, 228)
+               ) -> Image.Image:
     """One photo of the digits side by side, each (28, 28) in [0, 1]; the keywords say what is in the picture."""
     ink, page = draw_marks(digits, pen, drawn, rng), Image.new("L", (SIDE, SIDE))
-    edge = SIDE // 9 if desk or margin_line else SIDE // 20  # kept free of ink
+    edge = SIDE // 5 if around else SIDE // 9 if desk or margin_line else SIDE // 20  # kept free of ink
     corner = [int(edge + rng.integers(0, max(1, SIDE - side - 2 * edge))) for side in ink.size]
     page.paste(ink, tuple(corner))
+    if around:
+        draw_around(page, corner, ink, around, rng)
     if form == "clear":
         shown = Image.new("RGB", page.size, PENS[pen][0])
         shown.putalpha(page)
@@ -191,6 +220,10 @@ def photograph(digits: list[np.ndarray], rng: np.random.Generator, pen: str = "m
         cut = rng.integers(0, 4)
         box[cut] += round(margin * max(ink.size)) * (-1 if cut > 1 else 1)
         photo = photo.crop(box)
+    if form == "on a table":
+        photo = lay_on_table(photo, rng)
+    if form == "black bars":
+        photo = ImageOps.expand(photo, tuple(rng.permutation([0, int(SIDE * rng.uniform(0.1, 0.4))]).tolist()))
     if phone:
         tilt = rng.uniform(0, 0.06 * SIDE, 8) * [1, 1, 1, -1, -1, -1, -1, 1]
         quad = np.array([0, 0, 0, SIDE, SIDE, SIDE, SIDE, 0]) + tilt
@@ -225,6 +258,12 @@ KINDS: dict[str, dict] = {  # the keywords of `photograph`
     "one speck": {"specks": 1}, "five specks": {"specks": 5}, "twenty specks": {"specks": 20},
     "desk edge": {"desk": True}, "desk edge, gradient 0.6": {"desk": True, "light": ("gradient", 0.6)},
     "one-bit": {"form": "one-bit"},
+    "sheet on a table": {"form": "on a table"},
+    "sheet on a table, gradient 0.6": {"form": "on a table", "light": ("gradient", 0.6)},
+    "black bars": {"form": "black bars"},
+    "in a box": {"around": "box"}, "in a circle": {"around": "circle"}, "underlined": {"around": "line"},
+    "yellow on black": {"pen": "yellow", "ground": (24, 26, 31)},
+    "light blue on black": {"pen": "light blue", "ground": (24, 26, 31)},
     "ruled 180, margin line": {"lines": 180, "margin_line": True},
     "light blue on yellow": {"pen": "light blue", "ground": (255, 235, 60)},
     "orange on blue": {"pen": "orange", "ground": (30, 90, 200)},
@@ -245,6 +284,7 @@ NO_DIGIT: dict[str, dict] = {  # the same for pictures that must be refused, or 
     "blank, shadow 0.5": {"light": ("shadow", 0.5)}, "blank, vignette 0.5": {"light": ("vignette", 0.5)},
     "blank, noise SD 20": {"noise": 20}, "blank, ruled 170": {"lines": 170},
     "blank, squared 170": {"lines": 170, "grid": True}, "blank, desk edge": {"desk": True},
+    "blank sheet on a table": {"form": "on a table"},
     "blank, one-bit": {"form": "one-bit"},
     "blank, phone, ruled": {"phone": True, "light": ("gradient", 0.6), "lines": 180},
     "blank, one speck": {"specks": 1}, "blank, ten specks": {"specks": 10},

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from handwriting import predict_digit, predict_digits, prepare_digit
 from utils import ROOT, load_run
@@ -75,7 +75,7 @@ def test_strokes_of_any_width_come_out_alike(width):
     draw([(100, 80), (190, 75), (130, 230)], ink="yellow"),
     draw([(100, 80), (190, 75), (130, 230)], ground="gold", ink="dodgerblue"),
     draw([(100, 80), (190, 75), (130, 230)], ground="mediumblue", ink="orange"),
-    np.dstack([GREY * 0, 255 - GREY])[60:240, 120:200], bytearray(encode(PAGE)),
+    np.dstack([GREY * 0, 255 - GREY])[60:240, 120:200], bytearray(encode(PAGE)), memoryview(encode(PAGE)),
 ], ids=lambda image: f"{type(image).__name__}-{getattr(image, 'mode', getattr(image, 'shape', ''))}")
 def test_every_kind_of_image(image):
     digit, probabilities = predict_digit(image)
@@ -93,6 +93,61 @@ def test_files(tmp_path):
     Image.fromarray(np.rot90(GREY) * np.uint16(257)).save(deep, exif=exif)
     with path.open("rb") as file:
         assert [predict_digit(image)[0] for image in (path, str(path), file, deep)] == [7, 7, 7, 7]
+
+
+def test_a_file_that_was_just_written():
+    PAGE.save(file := io.BytesIO(), "PNG")
+    assert predict_digit(file)[0] == 7
+
+
+def test_a_damaged_note_of_the_camera():
+    assert predict_digit(encode(PAGE, "JPEG", exif=b"Exif\0\0damaged"))[0] == 7
+
+
+def on_desk(sheet, angle):
+    """A photograph of a sheet that lies whole on a desk."""
+    desk, sheet = Image.new("RGB", (800, 600), "saddlebrown"), sheet.convert("RGBA").rotate(angle, expand=True)
+    desk.paste(sheet, (200, 80), sheet)
+    return desk
+
+
+@pytest.mark.parametrize("angle", [0, 7, -20])
+@pytest.mark.parametrize("ground", ["white", "khaki", "black"])
+def test_sheet_on_a_desk(angle, ground):
+    sheet = draw([(100, 80), (190, 75), (130, 230)], ground=ground, ink="white" if ground == "black" else "navy")
+    photo = on_desk(sheet, angle)
+    digit, probabilities = predict_digit(photo)
+    assert digit == 7
+    assert probabilities[7] > 0.8
+    assert predict_digit(photo.convert("RGBA"))[0] == 7
+    if angle == 0:
+        assert np.allclose(predict_digits(photo)[0][2], (300 / 800, 155 / 600, 390 / 800, 310 / 600), atol=0.03)
+    with pytest.raises(ValueError, match="no digit"):
+        predict_digit(on_desk(draw(ground=ground), angle))
+
+
+def test_black_bars():
+    page = draw([(100, 80), (190, 75), (130, 230)], size=(300, 500))
+    assert predict_digit(ImageOps.expand(page, (0, 200)))[0] == 7
+
+
+@pytest.mark.parametrize(("ink", "ground"), [("gold", "#181a1f"), ("tomato", "#141628"), ("dodgerblue", "#23262d")])
+def test_coloured_ink_on_a_dark_ground(test_set, ink, ground):
+    for image, label in zip(test_set[0][:12, 0].numpy(), test_set[1], strict=False):
+        page = Image.new("RGB", (500, 500), ground)
+        page.paste(ink, (40, 40), Image.fromarray(image).resize((420, 420), Image.Resampling.BICUBIC))
+        assert predict_digit(page)[0] == label
+
+
+@pytest.mark.parametrize("mark", [
+    [(60, 30), (240, 30), (240, 270), (60, 270), (60, 30)],  # a printed box
+    [(150 + 125 * np.cos(t), 152 + 125 * np.sin(t)) for t in np.linspace(0, 2 * np.pi, 60)],  # a circle
+    [(60, 262), (240, 255)],
+])
+def test_frame_and_underline_are_passed_over(mark):
+    digit, probabilities = predict_digit(draw([(100, 80), (190, 75), (130, 230)], mark))
+    assert digit == 7
+    assert probabilities[7] > 0.8
 
 
 def test_model():
@@ -183,7 +238,8 @@ def test_letters_meet_with_doubt(lines):
     (np.full((28, 28), np.nan), "finite"), (b"", "empty"), (b"not a picture", "format"),
     (encode(PAGE)[:500], "damaged"), (encode(PAGE, "JPEG")[:2000], "damaged"), (b"%PDF-1.7 ...", "PDF"),
     (b"<?xml version='1.0'?><svg></svg>", "SVG"), (b"\0\0\0\x18ftypheic....", "HEIC"),
-    ("https://example.com/seven.png", "download"),
+    ("https://example.com/seven.png", "download"), ("HTTP://example.com/seven.png", "download"),
+    (Image.new("L", (0, 0)), "no pixels"), ((GREY, 7), "image alone"),
 ])
 def test_what_is_no_image_is_refused(image, message):
     with pytest.raises(ValueError, match=message):

@@ -37,46 +37,43 @@ def expected_lines(stored):
     records = accuracy.read_records()
     where = "CPU, bfloat16"
     final = accuracy.summarise(accuracy.select(records, "final", 60_000, where))
-    yield (f"The network recognises **{final.mean:.2f} %** of the test images after the last of {config.epochs} "
-           f"epochs, on average over {final.n} seeds.")
+    yield (f"The mean test accuracy of {final.n} seeds is **{final.mean:.2f} %**, after the last of {config.epochs} "
+           "epochs.")
     for name in "final", "baseline", "two epochs", "one epoch":
         runs = accuracy.select(records, name, 60_000, where)
         n, mean, sd, low, high = accuracy.summarise(runs)
         epochs = runs[0]["settings"]["epochs"]
-        yield f"| {name} | {epochs} | {n} | {mean:.3f} ± {sd:.3f} | {low:.2f} to {high:.2f} | {where} |"
+        yield f"| {name} | {epochs} | {n} | {mean:.3f} ± {sd:.3f} | {low:.2f} to {high:.2f} |"
     n, mean, sd, *_ = accuracy.summarise(accuracy.select(records, "final", 60_000, "CUDA, bfloat16"))
     yield f"On a GPU, {n} seeds of *final* end at {mean:.3f} ± {sd:.3f} %."
     parts = {name: accuracy.summarise(accuracy.select(records, name, 50_000)) for name in accuracy.PARTS}
     least = min(part.n for part in parts.values())
     worth = parts["final"].mean - parts["without BatchNorm"].mean
-    yield (f"Dots are runs, diamonds their means with standard errors, at least {least} seeds each; the line is the "
-           f"whole recipe. BatchNorm is worth {worth:.2f} points; no other part makes a difference here that could be "
-           "told from chance, but augmentation does under distortion.")
+    yield (f"Dots are runs (at least {least} seeds each), diamonds means with standard errors. BatchNorm is worth "
+           f"{worth:.2f} points; no other difference is significant here. Augmentation pays under distortion.")
     results = robustness.read_results()
     networks = {recipe: list(runs.values()) for recipe, runs in results["networks"].items()}
     final, baseline = ({(name, strength): statistics.mean(run["distortions"][i] for run in networks[recipe])
                         for i, (name, strength) in enumerate(results["cases"])} for recipe in ("final", "baseline"))
     noise, contrast = ("noise (standard deviation)", 0.3), ("contrast (factor)", 0.3)
     other = [statistics.mean(run["load_digits"] for run in networks[recipe]) for recipe in ("final", "baseline")]
-    yield (f"With noise of 0.3 the final recipe is right in {final[noise]:.1f} % (baseline: {baseline[noise]:.1f}), at "
-           f"three tenths of the contrast in {final[contrast]:.1f} % ({baseline[contrast]:.1f}), and on other people's "
-           f"handwriting in {other[0]:.1f} % ({other[1]:.1f}).")
+    yield (f"Final recipe (baseline): {final[noise]:.1f} % ({baseline[noise]:.1f}) with noise of 0.3, "
+           f"{final[contrast]:.1f} % ({baseline[contrast]:.1f}) at three tenths of the contrast, {other[0]:.1f} % "
+           f"({other[1]:.1f}) on other people's handwriting.")
     cpu, gpu = speed.read_results(), speed.read_results(speed.RESULTS.with_name("h100-speed.json"))
     ratios = [speed.ratio(*(speed.epoch_seconds(part["pipelines"][name]) for name in ("conventional", "ours")))[0]
               for part in (cpu, gpu)]
     slow, fast = (statistics.median(sum(epoch["seconds"] for epoch in run) for run in cpu["time to accuracy"][name])
                   for name in ("conventional", "two epochs"))
     workers = speed.ratio(*(speed.epoch_seconds(gpu["workers"][name]) for name in ("without", "with")))[0]
-    yield (f"An epoch is {ratios[0]:.1f} times as fast on a CPU and {ratios[1]:.1f} times on a GPU, where "
-           f"{gpu['workers']['workers']} worker processes would make the conventional loader {workers:.1f} times as "
-           f"fast. With the recipe of two epochs, 99.4 % is reached {slow / fast:.0f} times as soon on a CPU (one "
-           "conventional run).")
+    yield (f"An epoch is {ratios[0]:.1f} times as fast on a CPU, {ratios[1]:.1f} times on a GPU "
+           f"({gpu['workers']['workers']} workers make the conventional loader {workers:.1f} times as fast). Two "
+           f"epochs reach 99.4 % {slow / fast:.0f} times as soon as a conventional run on a CPU.")
     kinds = photos.read_results()["kinds"]
-    right = [f"{kinds[kind]['predict_digit']['right']:.0f} % ({kinds[kind]['simple']['right']:.0f})"
-             for kind in ("phone 0.6", "phone 0.6, ruled", "one-bit")]
-    yield (f"Of photographs made by code, from test digits that the network reads, it classifies {right[0]} correctly "
-           f"lit from one side, {right[1]} on ruled paper and {right[2]} as black-and-white scans; in brackets, what a "
-           "simple preparation reaches.")
+    right = [statistics.mean(kinds[kind][method]["right"] for kind in photos.KINDS)
+             for method in ("predict_digit", "simple")]
+    yield (f"In {len(photos.KINDS)} kinds of light, pen and paper, simulated with test digits that the network reads, "
+           f"{right[0]:.1f} % of the photos are classified correctly; with a simple preparation {right[1]:.1f} %.")
 
 
 def test_numbers_of_the_readme_are_those_of_the_records(stored):
