@@ -181,13 +181,13 @@ def find_sheet(grey: np.ndarray) -> np.ndarray | None:
         sheet = labels == part.label
         low, high = (limit(along[:, sheet.ravel()], axis=1)[:, None] for limit in (np.min, np.max))
         area = ((along >= low) & (along <= high)).all(axis=0).reshape(grey.shape)  # the convex hull
-        sides = high - low + 1
+        box = ((high - low + 1) * np.roll(high - low + 1, 30)).min()  # pixels of the smallest rectangle around it
         if area.all() or min(part.right - part.left, part.bottom - part.top) < WINDOW * max(grey.shape):
             continue
         contrast = abs(math.log((grey[sheet].mean() + 0.01) / (grey[~area].mean() + 0.01)))
         border = np.concatenate([area[0], area[-1], area[:, 0], area[:, -1]]).mean()
-        if (area.mean() > 0.12 and area.sum() > 0.9 * (sides * np.roll(sides, 30)).min() and half[area].mean() > 0.85
-                and half[~area].mean() < 0.25 and contrast > (1.6 if border > 0.1 else 0.17)):
+        if (area.mean() > 0.12 and area.sum() > 0.9 * box and half[area].mean() > 0.85 and half[~area].mean() < 0.25
+                and contrast > (1.6 if border > 0.1 else 0.17)):
             return area
     return None
 
@@ -200,13 +200,13 @@ def cut_out_sheet(image: Image.Image) -> tuple[Image.Image, Box]:
         return whole
     small = image.convert("RGB")
     small.thumbnail((120, 120))
-    colours = np.asarray(small, dtype=np.float32) / 255
-    area = find_sheet(colours.mean(axis=2))
+    pixels = np.asarray(small, dtype=np.float32) / 255
+    area = find_sheet(pixels.mean(axis=2))
     if area is None:
-        area = find_sheet(colours.min(axis=2))  # in which white paper stands out, even in the shadow, from wood
+        area = find_sheet(pixels.min(axis=2))  # in which white paper stands out, even in the shadow, from wood
     if area is None:
         return whole
-    inside = Image.fromarray(-dilate(-area.astype(np.float32), 5) > 0).convert("L").resize(image.size)
+    inside = Image.fromarray(-dilate(-area.astype(np.float32), 5) > 0).convert("L").resize(image.size)  # off the edge
     colours = np.array(image.convert("RGB"))
     colours[np.asarray(inside) < 128] = np.median(colours[np.asarray(inside) > 127], axis=0)
     box = inside.getbbox()
@@ -219,7 +219,8 @@ def load_colours(picture: Picture) -> tuple[np.ndarray, Box]:
     Behind what is transparent lies the mean of what is visible or, if that is the ink alone, black or white.
     """
     image = as_image(picture)
-    image, box = cut_out_sheet(upright(image.reduce(max(1, max(image.size) // (2 * SIDES[1])))))
+    image = image.reduce(max(1, max(image.size) // (2 * SIDES[1])))  # what follows takes less time then
+    image, box = cut_out_sheet(upright(image))
     longer = max(image.size)
     scale = min(max(longer, SIDES[0]), SIDES[1]) / longer
     size = [max(1, round(side * scale)) for side in image.size]
@@ -261,8 +262,9 @@ def frame(maps: np.ndarray, width: int) -> np.ndarray:
 def flatten_light(colours: np.ndarray) -> np.ndarray:
     """The share of the light that is missing at each pixel (H, W) of (3, H, W), compared with the ground around it.
 
-    The ground is the image with the dark strokes filled. A colour has bright ink, and is inverted,
-    if far more bright strokes remain after the dark ones are filled than dark ones after the bright ones are.
+    The ground is the image with the dark strokes filled. A colour has bright ink, and is inverted, if far more bright
+    strokes remain after the dark ones are filled than dark ones after the bright ones are; where there are few of
+    either, only if the colour with the most strokes is inverted.
     """
     height, width = colours.shape[1:]
     coarse = [math.ceil(side / 4) for side in (height, width)]
@@ -273,7 +275,7 @@ def flatten_light(colours: np.ndarray) -> np.ndarray:
     bright, dark = no_dark + close(-no_dark, window), close(no_bright, window) - no_bright
     bright, dark = ((strokes**3).sum(axis=(1, 2), keepdims=True) for strokes in (bright, dark))  # strong ones count
     brighter, most = bright > 10 * dark, max(bright.max(), dark.max())
-    inverted = brighter & ((bright > 0.1 * most) | (brighter & (bright == most)).any())
+    inverted = brighter & ((bright > 0.1 * most) | brighter[bright == most].any())
     colours, no_dark = np.where(inverted, 1 - colours, colours), np.where(inverted, 1 - no_bright, no_dark)
     ground = -dilate(-no_dark, 3)[:, window:-window, window:-window]  # the edge of a table is followed closely
     ground = F.interpolate(torch.from_numpy(ground.copy())[None], (height, width), mode="bilinear")[0].numpy()
