@@ -9,7 +9,7 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     """Bring the singular values of each matrix (..., rows, columns) near 1, so that no direction dominates it.
 
     Newton and Schulz's iteration needs only products of matrices. With Jordan's factors five steps bring what was
-    above a hundredth of the largest value to between about 0.7 and 1.2; a matrix of zeros stays one.
+    above a hundredth of the largest value to between about 0.7 and 1.2; a matrix of zeros stays zero.
     """
     # the Frobenius norm is no less than the largest singular value, and the iteration starts from values up to 1
     result = matrices / matrices.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)

@@ -123,8 +123,9 @@ def plot_history(history: list[dict], config: Config) -> Figure:
     error.set_ylim(bottom=min(0.2, error.get_ylim()[0]))
     peak = config.warmup_fraction * config.epochs
     progress = np.unique(np.append(np.linspace(0, config.epochs, 200), peak))
-    rate.plot(progress, [config.muon_lr * rate_factor(p / config.epochs, config) for p in progress], color=GREEN)
-    rate.annotate(f"peak {config.muon_lr:g}", (peak, config.muon_lr), xytext=(8, 2), textcoords="offset points")
+    peak_rate = config.muon_lr if config.optimizer == "muon" else config.sgd_lr
+    rate.plot(progress, [peak_rate * rate_factor(p / config.epochs, config) for p in progress], color=GREEN)
+    rate.annotate(f"peak {peak_rate:g}", (peak, peak_rate), xytext=(8, 2), textcoords="offset points")
     rate.margins(y=0.25)
     rate.set(ylabel="learning rate", xlabel="epochs of training", xlim=(0, config.epochs + 0.1))
     for axis in (loss, error, rate):

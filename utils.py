@@ -141,7 +141,7 @@ def load_mnist(train: bool, root: str | Path = ROOT / "data") -> tuple[Tensor, T
 
 
 def read_idx(path: Path, md5: str) -> Tensor:
-    """The values in an MNIST archive, without the header, as a flat tensor; one whose sum is wrong is downloaded."""
+    """The values in an MNIST archive as a flat tensor, without the header; it is downloaded if its MD5 sum is wrong."""
     if not check_integrity(path, md5):
         state = "damaged" if path.exists() else "missing"
         missing = [folder for folder in list(path.parents)[:3] if not folder.exists()]

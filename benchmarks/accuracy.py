@@ -55,7 +55,7 @@ BASELINE = {
     "momentum": 0.9, "weight_decay": 0, "label_smoothing": 0, "ema_decay": 0, "dropout": 0.1,
     **SAME_SHAPE, "degrees": 10, **SAME_LIGHT, "no_aug_fraction": 0,
 }
-# Small batches, clean light: for what is not about robustness, small networks and few or many epochs.
+# Small batches and no changes of light: for small networks, and for few or many epochs.
 SMALL_BATCHES = {
     "epochs": 10, "batch_size": 64, "optimizer": "muon", "muon_lr": 0.02, "sgd_lr": 0.05, "warmup_fraction": 0.2,
     "start_factor": 0.04, "end_factor": 0, "momentum": 0.95, "weight_decay": 0.01, "label_smoothing": 0.05,
@@ -68,7 +68,7 @@ FEW_EPOCHS = {
     "one epoch": {**FASTER, "epochs": 1, "muon_lr": 0.04, "sgd_lr": 0.05, "warmup_fraction": 0.1, "momentum": 0.9,
                   "dropout": 0.001, "degrees": 2, "translate": 0.02, "scale": 0.03, "shear": 2},
 }
-# Small networks have no capacity to spare: they are asked for less.
+# Small networks have no capacity to spare: weaker augmentation, hardly any regularisation.
 SMALL = {"degrees": 7, "translate": 0.05, "scale": 0.08, "shear": 6, "label_smoothing": 0, "dropout": 0.001}
 LONG = {**SMALL_BATCHES, "epochs": MAX_EPOCHS - 1}
 FRONTIER = {

@@ -16,7 +16,7 @@ from utils import ROOT, Config, Loader, load_mnist, normalise, predict
 PAGE = ROOT / "docs" / "index.html"
 BLOCK = re.compile(r'(?<=<script id="data" type="application/json">).*?(?=</script>)', re.DOTALL)
 CONSTANTS = ("SIDES WINDOW LEVELS FAINT SMALLEST SPECK BESIDE NEAR SHARE RAMP REACH LARGE THICKEST LENGTH TANGLED "
-             "WEIGHT KNOWN ONE_SIDED SYMMETRIC FADE")
+             "WEIGHT LEAN KNOWN ONE_SIDED SYMMETRIC FADE")
 MISREAD = 5  # samples that the network gets wrong, beside one of each digit that it gets right
 
 
@@ -44,11 +44,11 @@ def choose_samples(model: nn.Module) -> list[tuple[Tensor, int, int]]:
     """Test images (28, 28) with label and answer: the first right one of each digit, and the surest wrong ones."""
     images, labels = load_mnist(train=False)
     logits, _ = predict(model, Loader(images, labels, Config(), torch.device("cpu"), train=False))
-    sure, answers = logits.softmax(1).max(1)
-    right = [int(((labels == digit) & (answers == digit)).nonzero()[0]) for digit in range(10)]
-    misread = (answers != labels).nonzero()[:, 0]
-    wrong = misread[sure[misread].argsort(descending=True)[:MISREAD]]
-    return [(images[i, 0], int(labels[i]), int(answers[i])) for i in right + wrong.tolist()]
+    confidence, predicted = logits.softmax(1).max(1)
+    correct = [int(((labels == digit) & (predicted == digit)).nonzero()[0]) for digit in range(10)]
+    misread = (predicted != labels).nonzero()[:, 0]
+    wrong = misread[confidence[misread].argsort(descending=True)[:MISREAD]]
+    return [(images[i, 0], int(labels[i]), int(predicted[i])) for i in correct + wrong.tolist()]
 
 
 def page_data() -> dict:

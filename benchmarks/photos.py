@@ -1,9 +1,9 @@
-"""Make photographs of digits by code and count how many `predict_digit` reads, beside a simple preparation.
+"""Make photographs of digits by code and count how many `predict_digit` gets right, beside a simple preparation.
 
     python -m benchmarks.photos
 
-Each kind of picture is made from MNIST test digits that the network itself reads, or from strokes of our own. The rates
-take the place of the last ones in results/photos.json.
+Each kind of picture is made from MNIST test digits that the network itself gets right, or from strokes of our own. The
+rates take the place of the last ones in results/photos.json.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from handwriting import centre, predict_digit, resize, stored_network
+from handwriting import centre, predict_digit, stored_network
 from model import IMAGE_SHAPE
 from utils import ROOT, atomic_write, load_mnist, normalise
 
@@ -80,8 +80,7 @@ def draw_points(lines: list, size: int, width: float) -> Image.Image:
 def draw_strokes(digit: int, rng: np.random.Generator, size: int) -> Image.Image:
     """Draw a digit of straight lines, leaning and stretched at random."""
     turn = np.eye(2) + rng.uniform(-0.15, 0.15, (2, 2))
-    lines = [np.array([[int(point[0], 16), int(point[1], 16)] for point in stroke.split()]) for stroke in
-             STROKES[digit]]
+    lines = [np.array([[int(c, 16) for c in point] for point in stroke.split()]) for stroke in STROKES[digit]]
     lines = [((line - 5) @ turn.T * 0.07 + 0.5) * size for line in lines]
     return draw_points(lines, size, size * rng.uniform(0.025, 0.1))
 
@@ -303,7 +302,7 @@ def simple_preparation(photo: Image.Image) -> np.ndarray:
         raise ValueError("the image is uniform")
     ink = (ink / ink.max()).clip(0)
     rows, columns = (np.flatnonzero((ink > 0.3).any(axis)) for axis in (1, 0))
-    return centre(resize(ink[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1], 20)).astype(np.float32)
+    return centre(ink[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]).astype(np.float32)
 
 
 def legible_digits(model: nn.Module, train: bool) -> tuple[np.ndarray, np.ndarray]:

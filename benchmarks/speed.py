@@ -20,6 +20,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -148,7 +149,7 @@ def own_processes(names: Iterable[str]) -> Iterator[Callable]:
             process.join()
 
 
-def worker(device: torch.device, name: str, options: dict) -> None:
+def make_pipeline(device: torch.device, name: str, options: dict) -> None:
     """Make a pipeline, which this process keeps."""
     KEPT.append(PIPELINES[name](**options, device=device))
 
@@ -166,7 +167,7 @@ def run_interleaved(jobs: dict[str, tuple[str, dict]], repetitions: int, device:
     """Run pipelines, given by name and options, in turn; return the seconds of each."""
     with own_processes(jobs) as call:
         for key, job in jobs.items():
-            call(key, worker, device, *job)
+            call(key, make_pipeline, device, *job)
         turns = [{key: call(key, run_turn, device) for key in jobs}
                  for _ in tqdm(range(repetitions + 1), desc=title, file=sys.stdout)][1:]  # the first turn warms up
         return {key: {"train": [turn[key][0] for turn in turns], "evaluate": [turn[key][1] for turn in turns]}
@@ -221,37 +222,39 @@ def measure_profile(repetitions: int, device: torch.device) -> dict:
     return {"parts": {name: round(1000 * statistics.median(seconds), 4) for name, seconds in parts.items()}}
 
 
-def time_to_accuracy(name: str, device: torch.device) -> list[dict]:
-    """Train a recipe, or the conventional pipeline until it reaches the target, from scratch with seed 0.
+def time_to_accuracy(name: str, seed: int, device: torch.device) -> list[dict]:
+    """Train the recipe of two epochs, or a conventional pipeline until it reaches the target, from scratch.
 
     Returns the accuracy in percent and the seconds, evaluation included, of each epoch.
     """
-    utils.set_seed(0)
+    utils.set_seed(seed)
     epochs = []
 
     def note(row: dict, *_) -> None:
         epochs.append({"accuracy": row["val_accuracy"], "seconds": round(row["seconds"], 2)})
-        print(f"{name}, epoch {len(epochs)}: {row['val_accuracy']:.2f} %, {row['seconds']:.1f} s", flush=True)
+        print(f"{name}, seed {seed}, epoch {len(epochs)}: {row['val_accuracy']:.2f} %, {row['seconds']:.1f} s",
+              flush=True)
 
-    if name == "conventional":
-        pipeline = DataLoaderPipeline(TRAINING, TEST, device)
-        while len(epochs) < MAX_EPOCHS - 1 and (not epochs or epochs[-1]["accuracy"] < TARGET):
-            start = time.perf_counter()
-            pipeline.train()
-            note({"val_accuracy": pipeline.evaluate(), "seconds": time.perf_counter() - start})
-    else:
-        ours = TensorPipeline(TRAINING, TEST, device, read_recipe(name)[0])
+    if name == "two epochs":
+        ours = TensorPipeline(TRAINING, TEST, device, replace(read_recipe(name)[0], seed=seed))
         utils.fit(ours.model, *ours.loaders, note)
+        return epochs
+    workers = torch.get_num_threads() if name == "conventional, workers" else 0
+    pipeline = DataLoaderPipeline(TRAINING, TEST, device, workers)
+    while len(epochs) < MAX_EPOCHS - 1 and (not epochs or epochs[-1]["accuracy"] < TARGET):
+        start = time.perf_counter()
+        pipeline.train()
+        note({"val_accuracy": pipeline.evaluate(), "seconds": time.perf_counter() - start})
     return epochs
 
 
 def measure_time_to_accuracy(_repetitions: int, device: torch.device) -> dict:
-    """The recipe of two epochs before and after a run of the conventional pipeline, one after another."""
-    results = {"conventional": [], "two epochs": []}
-    for name in ("two epochs", "conventional", "two epochs"):
+    """Three runs of two epochs, and between them one of the conventional pipeline without and one with workers."""
+    results = defaultdict(list)
+    for name in ("two epochs", "conventional", "two epochs", "conventional, workers", "two epochs"):
         with own_processes([name]) as call:
-            results[name].append(call(name, time_to_accuracy, name, device))
-    return results
+            results[name].append(call(name, time_to_accuracy, name, len(results[name]), device))
+    return dict(results)
 
 
 # How each part is measured, and in how many turns.
@@ -270,6 +273,11 @@ def epoch_seconds(result: dict) -> list[float]:
     return [t + e for t, e in zip(result["train"], result["evaluate"], strict=True)]
 
 
+def seconds_to_accuracy(measured: dict, name: str) -> float:
+    """The median of the seconds that a pipeline's runs took to the target."""
+    return statistics.median(sum(epoch["seconds"] for epoch in run) for run in measured["time to accuracy"][name])
+
+
 def table(part: str, measured: dict) -> list[tuple]:
     """Rows of a name and of what was measured, sums or medians, below their headings."""
     if part == "profile":
@@ -277,7 +285,7 @@ def table(part: str, measured: dict) -> list[tuple]:
     if part == "time to accuracy":
         return [("run", "epochs", "seconds", "accuracy %")] + [
             (name, len(run), sum(epoch["seconds"] for epoch in run), run[-1]["accuracy"])
-            for name in ("conventional", "two epochs") for run in measured[name]]
+            for name, runs in measured.items() if name != "environment" for run in runs]
     seconds = {name: epoch_seconds(measured[name]) for name in (*PIPELINES, "without", "with") if name in measured}
     return [("pipeline", "s an epoch", "minimum", "maximum")] + [
         (name, statistics.median(values), min(values), max(values)) for name, values in seconds.items()]

@@ -106,7 +106,6 @@ def test_page_holds_the_stored_weights():
     for content in (data, expected):  # the same picture may be compressed in different ways
         content["samples"] = [sample | {"png": decode_image(sample["png"]).tobytes()} for sample in content["samples"]]
     assert data == expected, message
-    assert any(sample["answer"] != sample["label"] for sample in data["samples"]), "some samples must be misread"
     assert len(page.encode()) < 150_000
 
 
@@ -119,7 +118,7 @@ def test_logits_and_probabilities_are_those_of_python(browser, test_set):
             const pixels = Float32Array.from({{ length: 784 }}, (_, i) => bytes.charCodeAt(784 * n + i) / 255);
             const {{ logits }} = forward(pixels);
             results[0].push(Array.from(logits));
-            results[1].push(toProbabilities(logits, forward(mirror(pixels)).logits));
+            results[1].push(toProbabilities(pixels, logits));
         }}
         results"""))
     expected = stored_network()(normalise(images.float() / 255))

