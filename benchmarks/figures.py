@@ -108,7 +108,7 @@ def plot_bars(groups: dict[str, dict[str, float]], label: str) -> Figure:
     for axis, (title, group) in zip(axes.flat, groups.items(), strict=True):
         axis.barh(list(group), list(group.values()), color=[BLUE if "ours" in name else GREY for name in group])
         for y, value in enumerate(group.values()):
-            axis.text(value + longest / 100, y, f"{value:.3g}", va="center")
+            axis.text(value + longest / 100, y, f"{value:.2g}", va="center")
         axis.set_title(title, loc="left", fontsize=10)
         axis.invert_yaxis()
     axis.set(xlabel=label, xlim=(0, 1.12 * longest))
