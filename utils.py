@@ -75,7 +75,8 @@ class Config:
                 continue
             low, high = int(field.name in AT_LEAST_ONE), 1 if field.name in SHARES + BELOW_ONE else math.inf
             if not isinstance(value, Real) or isinstance(value, bool) or not low <= value <= high:
-                raise ValueError(f"{name} is {value!r}; it takes a number from {low} to {high}")
+                limits = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
+                raise ValueError(f"{name} is {value!r}; it takes a number {limits}")
             if value == math.inf or (value == 1 and field.name in BELOW_ONE):
                 raise ValueError(f"{name} is {value!r}; it takes a number below that")
             if value != field.type(value):
@@ -500,13 +501,14 @@ def load_run(path: str | Path) -> tuple[Net, Config, dict]:
 
     FileNotFoundError without the file; ValueError if it holds something else.
     """
-    content = io.BytesIO(Path(path).read_bytes())
+    content = io.BytesIO(Path(path).expanduser().read_bytes())
     try:
         run = torch.load(content, map_location="cpu", weights_only=True)  # never runs code from the file
         config = Config(**run["config"])
         model = Net(dropout=config.dropout)
         model.load_state_dict(run["state_dict"])
     except Exception as error:  # whatever damage does to the reading of a file
-        raise ValueError(f"{path} does not hold a run of this network and this code ({error}): restore it with 'git "
-                         "checkout', or make it anew with 'python run_notebook.py'") from error
+        raise ValueError(f"{path} does not hold a run of this network and this code ({type(error).__name__}): after a "
+                         "change of model.py it need not; else restore it with 'git checkout', or make it anew with "
+                         "'python run_notebook.py'") from error
     return model.eval(), config, run
