@@ -45,9 +45,9 @@ def trained(small_loaders):
 
 
 @pytest.mark.parametrize(("name", "value", "limit"), [
-    ("epochs", 0, "from 1"), ("epochs", 2.5, "whole"), ("batch_size", math.inf, "number"), ("dropout", 1.1, "to 1"),
+    ("epochs", 0, "at least 1"), ("epochs", 2.5, "whole"), ("batch_size", math.inf, "number"), ("dropout", 1.1, "to 1"),
     ("dropout", -0.1, "from 0"), ("muon_lr", math.nan, "number"), ("degrees", "10", "number"),
-    ("seed", -1, "from 0"), ("optimizer", "adam", "'muon' or 'sgd'"), ("precision", 16, "'bfloat16'"),
+    ("seed", -1, "at least 0"), ("optimizer", "adam", "'muon' or 'sgd'"), ("precision", 16, "'bfloat16'"),
 ])
 def test_config_refuses_what_would_train_garbage(name, value, limit):
     with pytest.raises(ValueError, match=f"Config.{name} is {value!r}.*{limit}"):
