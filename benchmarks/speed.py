@@ -274,7 +274,7 @@ def epoch_seconds(result: dict) -> list[float]:
 
 
 def seconds_to_accuracy(measured: dict, name: str) -> float:
-    """The median of the seconds that a pipeline's runs took to the target."""
+    """The median of the seconds that the runs of a pipeline took, as `time_to_accuracy` makes them."""
     return statistics.median(sum(epoch["seconds"] for epoch in run) for run in measured["time to accuracy"][name])
 
 
