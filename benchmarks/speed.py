@@ -254,7 +254,7 @@ def measure_time_to_accuracy(_repetitions: int, device: torch.device) -> dict:
     for name in ("two epochs", "conventional", "two epochs", "conventional, workers", "two epochs"):
         with own_processes([name]) as call:
             results[name].append(call(name, time_to_accuracy, name, len(results[name]), device))
-    return dict(results)
+    return results
 
 
 # How each part is measured, and in how many turns.
