@@ -2,12 +2,12 @@
 
 import os
 
-import pytest
-import torch
-
-from utils import Loader, load_mnist
-
 os.environ["EPOCHS"] = "1"  # the notebook's kernel inherits it
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # or threads would wait for those of another program, and spin
+
+import pytest
+
+from mnist import load_mnist
 
 
 @pytest.fixture(scope="session")
@@ -18,15 +18,3 @@ def train_set():
 @pytest.fixture(scope="session")
 def test_set():
     return load_mnist(train=False)
-
-
-@pytest.fixture(scope="session")
-def small_loaders(train_set, test_set):
-    """A function that makes a training loader of 600 real images and an evaluation loader of 500."""
-
-    def make(config):
-        device = torch.device("cpu")
-        return (Loader(train_set[0][:600], train_set[1][:600], config, device, train=True),
-                Loader(test_set[0][:500], test_set[1][:500], config, device, train=False))
-
-    return make

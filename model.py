@@ -8,26 +8,29 @@ from torch import Tensor, nn
 
 IMAGE_SHAPE = (1, 28, 28)  # channels, height, width of one image
 NUM_CLASSES = 10
-WIDTH = 16  # channels of the first layer
-DROPOUT = 0.01  # light: the next BatchNorm still sees its zeros (Li et al., 2018, arxiv.org/abs/1801.05134)
 
 
-def conv_block(in_channels: int, out_channels: int, dropout: float | None = None, padding: int = 0) -> nn.Sequential:
-    """3×3 convolution → ReLU → BatchNorm → Dropout of whole channels, the last left out if `dropout` is None."""
-    convolution = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=padding, bias=False)
-    last = [] if dropout is None else [nn.Dropout2d(dropout)]
-    # ReLU works in place, which saves a pass through the memory: nothing else needs what the convolution returns
-    return nn.Sequential(convolution, nn.ReLU(inplace=True), nn.BatchNorm2d(out_channels), *last)
+def conv_block(in_channels: int, out_channels: int, dropout: float = 0, padding: int = 0) -> nn.Sequential:
+    """3×3 convolution → ReLU → BatchNorm → Dropout of whole channels, which is left out if `dropout` is 0."""
+    layers = [
+        nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=padding, bias=False),
+        nn.ReLU(inplace=True),
+        nn.BatchNorm2d(out_channels),
+    ]
+    if dropout > 0:
+        layers.append(nn.Dropout2d(dropout))
+    return nn.Sequential(*layers)
 
 
 class Net(nn.Module):
     """Two stages of convolutions with a 1×1 transition between them, and global average pooling at the end.
 
-    `width` is the number of channels of the first layer, to which the others are in proportion; `dropout` is the
-    probability that a channel is zeroed in training.
+    `width` is the number of channels of the first layer, to which the others are in proportion. `dropout` is the
+    probability that a channel is zeroed in training; it is small, since the BatchNorm that follows still sees the zeros
+    (Li et al., "Understanding the disharmony between Dropout and Batch Normalization", arXiv 1801.05134, 2018).
     """
 
-    def __init__(self, width: int = WIDTH, dropout: float = DROPOUT) -> None:
+    def __init__(self, width: int = 16, dropout: float = 0.01) -> None:
         super().__init__()
         self.stage1 = nn.Sequential(
             conv_block(1, width, dropout),
@@ -45,50 +48,73 @@ class Net(nn.Module):
             conv_block(width, width, dropout),
             conv_block(width, 2 * width, dropout),
         )
-        self.head = nn.Sequential(nn.Conv2d(2 * width, NUM_CLASSES, kernel_size=1, bias=False), nn.AvgPool2d(5))
+        self.head = nn.Sequential(
+            nn.Conv2d(2 * width, NUM_CLASSES, kernel_size=1, bias=False),
+            nn.AvgPool2d(5),
+        )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map float images (N, 1, 28, 28) to logits (N, 10); any other shape raises ValueError."""
+        """Map normalised images (N, 1, 28, 28) to logits (N, 10); any other shape raises ValueError."""
         if images.shape[1:] != IMAGE_SHAPE:
             raise ValueError(f"Net takes images of shape (N, 1, 28, 28), not {tuple(images.shape)}")
-        return self.head(self.stage2(self.transition(self.stage1(images)))).flatten(1)
+        x = self.stage1(images)
+        x = self.transition(x)
+        x = self.stage2(x)
+        return self.head(x).flatten(1)
 
 
 def count_parameters(model: nn.Module) -> int:
-    """The number of trainable parameters."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+    """The number of parameters, trained or frozen."""
+    return sum(p.numel() for p in model.parameters())
 
 
 class LayerRow(NamedTuple):
     """One layer: kernel and stride in pixels of its input, jump and receptive field in pixels of the image."""
 
     layer: str
-    output: tuple[int, ...]
+    output: tuple[int, ...]  # shape of what it returns for one image
     kernel: int
     stride: int
-    jump: int
-    receptive_field: int
+    jump: int  # distance, in the image, between two neighbouring outputs
+    receptive_field: int  # side of the square of the image that one output sees
     parameters: int
 
 
 def layer_table(model: nn.Module) -> list[LayerRow]:
-    """List the layers of a model that is one chain, in the order in which an image passes them.
+    """List the layers of a network that is one chain, in the order in which an image passes them.
 
-    The jump is the distance, in image pixels, between two neighbouring outputs of a layer. Its receptive field, the
-    side of the square that one output sees, exceeds the previous one by (kernel - 1) · the previous jump: Araujo et
-    al., "Computing receptive fields of convolutional neural networks", Distill, 2019. What runs is a copy of the model.
+    A layer widens the receptive field by (kernel - 1) · the jump before it: Araujo et al., "Computing receptive fields
+    of convolutional neural networks", Distill, 2019. A copy of the model runs on a blank image.
     """
-    rows, probe = [], copy.deepcopy(model).cpu().eval()
+    rows = []
 
-    def add_row(layer: nn.Module, _inputs: tuple[Tensor], output: Tensor) -> None:
-        kernel, stride = (size[0] if isinstance(size, tuple) else size
-                          for size in (getattr(layer, "kernel_size", 1), getattr(layer, "stride", 1)))
-        jump, field = (rows[-1].jump, rows[-1].receptive_field) if rows else (1, 1)
+    def add_row(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        kernel, stride = kernel_and_stride(layer, inputs[0].shape[-1])
+        jump = rows[-1].jump if rows else 1
+        field = rows[-1].receptive_field if rows else 1
         rows.append(LayerRow(type(layer).__name__, tuple(output.shape[1:]), kernel, stride, jump * stride,
                              field + (kernel - 1) * jump, count_parameters(layer)))
 
+    probe = copy.deepcopy(model).cpu().eval()
     for layer in probe.modules():
         if not list(layer.children()):
             layer.register_forward_hook(add_row)
-    probe(torch.zeros(1, *IMAGE_SHAPE))
+    with torch.no_grad():
+        probe(torch.zeros(1, *IMAGE_SHAPE))
     return rows
+
+
+def kernel_and_stride(layer: nn.Module, side: int) -> tuple[int, int]:
+    """How many neighbouring values of an input `side` pixels wide an output of the layer sees, and its step."""
+    if isinstance(layer, nn.AdaptiveAvgPool2d):  # knows the size of its output instead
+        outputs = last(layer.output_size)
+        stride = side // outputs
+        return side - (outputs - 1) * stride, stride
+    kernel = last(getattr(layer, "kernel_size", 1))
+    dilation = last(getattr(layer, "dilation", 1))
+    return dilation * (kernel - 1) + 1, last(getattr(layer, "stride", 1))
+
+
+def last(size: int | tuple[int, ...]) -> int:
+    """The width of what PyTorch takes as one number or as height and width."""
+    return size[-1] if isinstance(size, tuple) else size

@@ -22,10 +22,10 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 class Muon(Optimizer):
     """Momentum whose update of each weight (out, ...), as a matrix (out, rest), is orthogonalised.
 
-    Its authors advise it for hidden layers only; here it trains the first convolution and the head too, for simplicity.
-    PyTorch's own Muon takes the matrices one by one; here those of a parameter group are stacked, which is faster.
-    Smaller ones are filled up with zeros, which change nothing in the rest of an orthogonal update. A weight without a
-    gradient, such as a frozen one, is left as it is.
+    PyTorch's own Muon takes matrices only, no convolutions, and one after the other; here those of a parameter group
+    are stacked, which is faster: smaller ones are filled up with zeros, which change nothing in the rest of the update.
+    Its authors advise it for hidden layers; here it trains the first convolution and the head too, for simplicity. A
+    weight without a gradient, such as a frozen one, is left as it is.
     """
 
     def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
@@ -35,21 +35,28 @@ class Muon(Optimizer):
     def step(self) -> None:
         """Move the weights by their gradients."""
         for group in self.param_groups:
-            weights, rate, momentum = group["params"], group["lr"], group["momentum"]
-            state = self.state[weights[0]]  # one buffer for the group, as the state of its first weight
-            if not state:
-                shape = len(weights), max(len(w) for w in weights), max(w[0].numel() for w in weights)
-                state["momentum_buffer"] = torch.zeros(shape, device=weights[0].device)
+            weights = group["params"]
+            gradients = stack([torch.zeros_like(w) if w.grad is None else w.grad for w in weights])
+            state = self.state[weights[0]]  # one buffer for the group
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(gradients)
             buffer = state["momentum_buffer"]
-            gradient = torch.zeros_like(buffer)
-            for weight, part in zip(weights, gradient, strict=True):
+            buffer.lerp_(gradients, 1 - group["momentum"])
+            updates = orthogonalize(gradients.lerp(buffer, group["momentum"]))  # Nesterov's look ahead
+            for weight, update in zip(weights, updates, strict=True):
                 if weight.grad is not None:
-                    part[:len(weight), :weight[0].numel()] = weight.grad.flatten(1)
-            buffer.lerp_(gradient, 1 - momentum)
-            update = orthogonalize(gradient.lerp(buffer, momentum))  # Nesterov's look ahead
-            for weight, part in zip(weights, update, strict=True):
-                if weight.grad is not None:
-                    columns = weight[0].numel()
-                    tallness = max(1, len(weight) / columns)  # so that a tall matrix changes its outputs as much
-                    weight.mul_(1 - rate * group["weight_decay"])
-                    weight.add_(part[:len(weight), :columns].view_as(weight), alpha=-rate * tallness**0.5)
+                    rows, columns = weight.flatten(1).shape
+                    scale = max(1, rows / columns) ** 0.5  # so that a tall matrix changes its outputs as much
+                    weight.mul_(1 - group["lr"] * group["weight_decay"])
+                    weight.add_(update[:rows, :columns].view_as(weight), alpha=-group["lr"] * scale)
+
+
+def stack(tensors: list[Tensor]) -> Tensor:
+    """Tensors (out, ...) as matrices (out, rest) of one size, filled up with zeros."""
+    matrices = [tensor.flatten(1) for tensor in tensors]
+    rows = max(len(matrix) for matrix in matrices)
+    columns = max(matrix.shape[1] for matrix in matrices)
+    stacked = tensors[0].new_zeros(len(matrices), rows, columns)
+    for matrix, place in zip(matrices, stacked, strict=True):
+        place[:len(matrix), :matrix.shape[1]] = matrix
+    return stacked

@@ -19,8 +19,9 @@ def plot_seeds(curves: dict[str, list[list[float]]]) -> Figure:
     figure, axis = plt.subplots(figsize=(FIGURE_WIDTH, 3.6))
     for (name, runs), colour in zip(curves.items(), (BLUE, ORANGE), strict=True):
         epochs = range(1, len(runs[0]) + 1)
-        axis.plot(epochs, list(zip(*runs, strict=True)), color=colour, alpha=0.2, linewidth=0.8)
-        axis.plot(epochs, [statistics.mean(values) for values in zip(*runs, strict=True)], color=colour, linewidth=2.5,
+        by_epoch = list(zip(*runs, strict=True))
+        axis.plot(epochs, by_epoch, color=colour, alpha=0.2, linewidth=0.8)
+        axis.plot(epochs, [statistics.mean(values) for values in by_epoch], color=colour, linewidth=2.5,
                   label=f"{name}, mean of {len(runs)} seeds")
     mark_target(axis)
     axis.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(98.8, None))
@@ -29,17 +30,13 @@ def plot_seeds(curves: dict[str, list[list[float]]]) -> Figure:
     return figure
 
 
-def plot_parts(groups: dict[str, list[float]]) -> Figure:
-    """Draw the results of each recipe on its own line: a dot per run, mean and standard error; the first is marked."""
-    figure, axis = plt.subplots(figsize=(FIGURE_WIDTH, 0.36 * len(groups) + 0.8))
-    for y, values in enumerate(groups.values()):
-        axis.scatter(values, [y] * len(values), color=GREY, alpha=0.5, s=14)
-        error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0
-        axis.errorbar(statistics.mean(values), y, xerr=error, fmt="D", color=BLUE if y else GREEN, capsize=4)
-    axis.axvline(statistics.mean(next(iter(groups.values()))), color=GREEN, alpha=0.5)
-    axis.set(yticks=range(len(groups)), yticklabels=list(groups), xlabel="accuracy on held-out images (%)")
-    axis.xaxis.set_major_formatter("{x:.2f}")
-    axis.xaxis.set_major_locator(plt.MaxNLocator(6, steps=[1, 2, 5]))
+def plot_differences(differences: dict[str, tuple[float, float]]) -> Figure:
+    """Draw differences in points, each with half of its 95 % interval; grey where the interval holds 0."""
+    figure, axis = plt.subplots(figsize=(FIGURE_WIDTH, 0.36 * len(differences) + 0.8))
+    for y, (mean, half) in enumerate(differences.values()):
+        axis.errorbar(mean, y, xerr=half, fmt="D", color=GREY if abs(mean) <= half else BLUE, capsize=4)
+    axis.axvline(0, color=GREEN, alpha=0.5)
+    axis.set(yticks=range(len(differences)), yticklabels=list(differences), xlabel="points of accuracy")
     axis.invert_yaxis()
     return figure
 
@@ -71,29 +68,33 @@ def plot_frontier(sizes: dict[int, list[float]], epochs: dict[int, list[float]],
     return figure
 
 
-def plot_robustness(curves: dict[str, tuple[list[float], dict[str, list[list[float]]]]], other: dict[str, list[float]]
-                    ) -> Figure:
+def plot_corruptions(recipes: dict[str, dict[str, float]]) -> Figure:
+    """Draw the accuracy (percent) of two recipes on each corruption, the hardest for the second on top."""
+    (before, low), (after, high) = recipes.items()
+    names = sorted(high, key=high.get)
+    figure, axis = plt.subplots(figsize=(FIGURE_WIDTH, 0.28 * len(names) + 1))
+    for y, name in enumerate(names):
+        axis.plot([low[name], high[name]], [y, y], color=GREY, alpha=0.5, zorder=1)
+    axis.scatter([low[name] for name in names], range(len(names)), color=ORANGE, label=before)
+    axis.scatter([high[name] for name in names], range(len(names)), color=BLUE, label=after)
+    axis.set(yticks=range(len(names)), yticklabels=[name.replace("_", " ") for name in names], xlabel="accuracy (%)")
+    axis.invert_yaxis()
+    figure.legend(loc="outside upper center", ncols=2)
+    return figure
+
+
+def plot_robustness(curves: dict[str, tuple[list[float], dict[str, list[list[float]]]]]) -> Figure:
     """Draw the accuracy of every network (percent), and the mean of each recipe, by the strength of each distortion.
 
-    `curves` has, for each distortion, its strengths and, by recipe, the networks' accuracies at each of them; `other`
-    has the accuracies on other handwriting.
+    `curves` has, for each distortion, its strengths and, by recipe, the networks' accuracies at each of them.
     """
-    figure, axes = plt.subplots(4, 2, figsize=(FIGURE_WIDTH, 8), sharey=True)
-    colours = dict(zip(other, (ORANGE, BLUE), strict=True))
-    for axis, (name, (strengths, recipes)) in zip(axes.flat, curves.items(), strict=False):
-        for recipe, runs in recipes.items():
-            axis.plot(strengths, runs, color=colours[recipe], alpha=0.3, linewidth=0.8)
-            axis.plot(strengths, list(map(statistics.mean, runs)), "o-", color=colours[recipe], markersize=4)
+    figure, axes = plt.subplots(3, 2, figsize=(FIGURE_WIDTH, 6.4), sharey=True)
+    for axis, (name, (strengths, recipes)) in zip(axes.flat, curves.items(), strict=True):
+        for (recipe, runs), colour in zip(recipes.items(), (ORANGE, BLUE), strict=True):
+            axis.plot(strengths, runs, color=colour, alpha=0.3, linewidth=0.8)
+            axis.plot(strengths, list(map(statistics.mean, runs)), "o-", color=colour, markersize=4, label=recipe)
         axis.set_xlabel(name)
-    bars, legend = axes.flat[len(curves):]
-    for recipe, values in other.items():
-        mean = statistics.mean(values)
-        bars.bar(recipe, mean, color=colours[recipe])
-        bars.text(recipe, mean - 4, f"{mean:.1f}", ha="center", va="top", color="white")
-    bars.set_xlabel("other handwriting")
-    legend.set_axis_off()
-    legend.legend([plt.Line2D([], [], marker="o", color=colour) for colour in colours.values()],
-                  [f"{recipe}, mean of {len(values)}" for recipe, values in other.items()], loc="center")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     for axis in axes[:, 0]:
         axis.set(ylabel="accuracy (%)", ylim=(0, 102))
     return figure
@@ -112,18 +113,4 @@ def plot_bars(groups: dict[str, dict[str, float]], label: str) -> Figure:
         axis.set_title(title, loc="left", fontsize=10)
         axis.invert_yaxis()
     axis.set(xlabel=label, xlim=(0, 1.12 * longest))
-    return figure
-
-
-def plot_photos(kinds: dict[str, tuple[float, float]]) -> Figure:
-    """Draw, for each kind of photo, the percentage that is right with a simple and with our preparation."""
-    figure, axis = plt.subplots(figsize=(FIGURE_WIDTH, 0.3 * len(kinds) + 0.9))
-    for y, (before, after) in enumerate(kinds.values()):
-        axis.plot([before, after], [y, y], color=GREY, alpha=0.5, zorder=1)
-    for values, colour, label in zip(zip(*kinds.values(), strict=True), (ORANGE, BLUE),
-                                     ("simple preparation", "predict_digit"), strict=True):
-        axis.scatter(values, range(len(kinds)), color=colour, label=label)
-    axis.set(yticks=range(len(kinds)), yticklabels=list(kinds), xlabel="right (%)", xlim=(0, 102))
-    axis.invert_yaxis()
-    figure.legend(loc="outside upper center", ncols=2)
     return figure

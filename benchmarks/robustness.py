@@ -1,28 +1,34 @@
-"""Accuracy on distorted test images, and on handwriting that is not MNIST's, of several networks of each recipe.
+"""What several networks of each recipe make of distorted digits, of other handwriting, and of what is no digit.
 
     pip install scikit-learn
-    python -m benchmarks.accuracy final baseline --seeds 5 --keep      # trains the networks, in results/networks
-    python -m benchmarks.robustness                                    # writes results/robustness.json
+    python -m benchmarks.accuracy final baseline --seeds 5 --keep  # trains the networks, in results/networks
+    python -m benchmarks.robustness --mnist-c FOLDER               # writes results/robustness.json
+
+MNIST-C (Mu and Gilmer, "MNIST-C: a robustness benchmark for computer vision", arXiv 1906.02337, 2019) has 15
+corruptions of MNIST's test images, each in a folder of its own with test_images.npy and test_labels.npy.
 """
 
 import argparse
 import json
 import math
+import statistics
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 import torchvision.transforms.functional as TF
+from PIL import Image, ImageDraw, ImageFont
+from scipy.interpolate import interp1d
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from tqdm import tqdm
 
-import utils
-from handwriting import prepare_digit
-from model import IMAGE_SHAPE
-from utils import atomic_write, describe_environment, get_device, load_mnist, load_run, memory_format_for, normalise
+from mnist import load_mnist, normalise
+from utils import describe_environment, get_device, load_run
 
 RESULTS = Path(__file__).with_name("results") / "robustness.json"
 NETWORKS = RESULTS.with_name("networks")
@@ -61,21 +67,24 @@ SAMPLE = [("shift (pixels)", 5), ("rotation (degrees)", 30), ("scale (factor)", 
           ("blur (standard deviation in pixels)", 2), ("contrast (factor)", 0.3), ("contrast (factor)", 0.2)]
 
 
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """The accuracy in percent on float images (N, 1, 28, 28) in [0, 1]."""
-    images = normalise(images).to(memory_format=memory_format_for(images.device))
-    return utils.evaluate(model, zip(images.split(200), labels.split(200), strict=True))[1]
 
 
-def measure(models: list[nn.Module], images: Tensor, labels: Tensor, cases: Iterable[tuple[str, float]]
-            ) -> list[list[float]]:
-    """Each model's accuracy in percent with each distortion of the given strength; uint8 images, on their device."""
-    images, results = images.float() / 255, [[] for _ in models]
-    for name, strength in cases:
-        variants = DISTORTIONS[name][1](images, strength)
-        for model, result in zip(models, results, strict=True):
-            result.append(round(sum(accuracy(model, variant, labels) for variant in variants) / len(variants), 4))
-    return results
+def mnist_form(page: np.ndarray) -> Tensor:
+    """Bring what is bright on a page (H, W) to MNIST's form (1, 28, 28), as LeCun, Cortes and Burges describe it.
+
+    The box of the ink becomes 20 pixels high or wide, and its centre of mass comes to the middle of the image.
+    """
+    image = Image.fromarray(np.uint8(255 * (page / page.max())))
+    image = image.crop(image.point(lambda value: 255 * (value > 25)).getbbox())
+    scale = 20 / max(image.size)
+    size = [max(1, round(side * scale)) for side in image.size]
+    pixels = np.asarray(image.resize(size, Image.Resampling.BILINEAR), dtype=np.float32)
+    pixels = pixels / pixels.max()
+    height, width = pixels.shape
+    y, x = np.indices(pixels.shape) + 0.5
+    top = min(max(round(14 - np.average(y, weights=pixels)), 0), 28 - height)
+    left = min(max(round(14 - np.average(x, weights=pixels)), 0), 28 - width)
+    return torch.from_numpy(np.pad(pixels, [(top, 28 - height - top), (left, 28 - width - left)]))[None]
 
 
 def other_handwriting() -> tuple[Tensor, Tensor]:
@@ -83,14 +92,106 @@ def other_handwriting() -> tuple[Tensor, Tensor]:
 
     E. Alpaydin and C. Kaynak, "Optical recognition of handwritten digits", UCI Machine Learning Repository, 1998.
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        sys.exit("the other handwriting comes with scikit-learn: 'pip install scikit-learn', then run this again")
+    from sklearn.datasets import load_digits
     data = load_digits()
-    pages = np.pad(data.images / data.images.max(), [(0, 0), (8, 8), (8, 8)])  # digits touch the edge of their scan
-    images = [prepare_digit(page).digit for page in pages]
-    return torch.from_numpy(np.stack(images)).view(-1, *IMAGE_SHAPE), torch.from_numpy(data.target)
+    return torch.stack([mnist_form(page) for page in data.images]), torch.from_numpy(data.target)
+
+
+LETTERS = "ACEFHJKMNPRTUVWXYZcdefhkmnprtuvwxyz%&@#?$+=<>*"  # without those that may be a digit, such as O, l, S or q
+FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSerif", "DejaVuSerif-Italic", "DejaVuSansMono",
+         "STIXGeneral", "STIXGeneralItalic", "cmr10", "cmtt10")
+
+
+def letters() -> list[np.ndarray]:
+    """Pages with one printed letter or sign each, in the fonts that come with Matplotlib."""
+    pages = []
+    for name in FONTS:
+        font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf"), 80)
+        for letter in LETTERS:
+            page = Image.new("L", (200, 200))
+            ImageDraw.Draw(page).text((60, 40), letter, fill=255, font=font)
+            pages.append(np.asarray(page))
+    return pages
+
+
+def scribbles(count: int) -> list[np.ndarray]:
+    """Pages with a line each that is a walk with random turns, smoothed, and crosses itself several times."""
+    random, pages = np.random.default_rng(0), []
+    for _ in range(count):
+        corners = random.uniform(0, 1, (9, 2))
+        path = interp1d(np.arange(9), corners, "cubic", axis=0)(np.linspace(0, 8, 300))
+        path = 20 + 160 * (path - path.min(axis=0)) / np.ptp(path, axis=0).max()
+        page = Image.new("L", (200, 200))
+        ImageDraw.Draw(page).line([tuple(point) for point in path], fill=255, width=14, joint="curve")
+        pages.append(np.asarray(page))
+    return pages
+
+
+@cache
+def non_digits() -> dict[str, Tensor]:
+    """Images (N, 1, 28, 28) in [0, 1] of what is no digit, in MNIST's form; those of two digits are test images'."""
+    images, labels = load_mnist(train=False)
+    digits = images[labels != 1][:1000, 0].numpy() / 255  # a 1 may pass for a stroke of the other digit
+    labels = labels[labels != 1][:1000].numpy()
+    differ = labels[:500] != labels[500:]
+    pages = {
+        "printed letters and signs": letters(),
+        "scribbles": scribbles(500),
+        "two digits side by side": list(np.concatenate([digits[:500, :, 4:24], digits[500:, :, 4:24]], axis=2)),
+        "two digits over each other": list(np.maximum(digits[:500], digits[500:])[differ]),
+    }
+    return {name: torch.stack([mnist_form(page) for page in group]) for name, group in pages.items()}
+
+
+@torch.no_grad()
+def classify(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The digit and its probability, for each of the float images (N, 1, 28, 28) in [0, 1]."""
+    device = next(model.parameters()).device
+    model.eval()
+    logits = torch.cat([model(normalise(part.to(device))) for part in images.split(200)])
+    confidence, predicted = logits.softmax(1).max(1)
+    return predicted.cpu(), confidence.cpu()
+
+
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """The accuracy in percent on float images (N, 1, 28, 28) in [0, 1]."""
+    return round(100 * (classify(model, images)[0] == labels.cpu()).float().mean().item(), 4)
+
+
+def distorted_accuracy(model: nn.Module, images: Tensor, labels: Tensor, name: str, strength: float) -> float:
+    """The accuracy in percent on float images with a distortion, the mean of its variants."""
+    return statistics.mean(accuracy(model, variant, labels) for variant in DISTORTIONS[name][1](images, strength))
+
+
+SURE = 0.8  # the probability from which an answer counts as sure
+
+
+def measure_sure(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
+    """Percent of float images of digits that are answered rightly and surely, and of non-digits answered surely."""
+    predicted, confidence = classify(model, images)
+    shares = {"digits, rightly": (predicted == labels.cpu()) & (confidence > SURE)}
+    for name, group in non_digits().items():
+        shares[name] = classify(model, group)[1] > SURE
+    return {name: round(100 * share.float().mean().item(), 4) for name, share in shares.items()}
+
+
+def measure_sample(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, dict[str, float]]:
+    """What each run of `benchmarks.accuracy` records: a few distortions of a quarter of its images, and sureness."""
+    images = images.float() / 255
+    distorted = {f"{name} {strength}": distorted_accuracy(model, images[::4], labels[::4], name, strength)
+                 for name, strength in SAMPLE}
+    return {"distorted": distorted, "sure": measure_sure(model, images, labels)}
+
+
+def read_mnist_c(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """The images and labels of each corruption in a folder of MNIST-C's layout."""
+    corruptions = {}
+    for path in sorted(folder.glob("*/test_images.npy")):
+        images = torch.from_numpy(np.load(path)).view(-1, 1, 28, 28).float() / 255
+        corruptions[path.parent.name] = images, torch.from_numpy(np.load(path.with_name("test_labels.npy"))).long()
+    if not corruptions:
+        sys.exit(f"there is no folder with test_images.npy in {folder}: give the folder of MNIST-C")
+    return corruptions
 
 
 def read_results() -> dict:
@@ -99,28 +200,29 @@ def read_results() -> dict:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mnist-c", type=Path, required=True, metavar="FOLDER", help="the folder of MNIST-C")
+    corruptions = read_mnist_c(parser.parse_args().mnist_c)
     files = sorted(path for recipe in ("baseline", "final") for path in NETWORKS.glob(f"{recipe}-[0-9]*.pt"))
     if not files:
         sys.exit(f"there is no network in {NETWORKS}: 'python -m benchmarks.accuracy final baseline --seeds 5 --keep'")
-    device, (other, digits) = get_device(), other_handwriting()
-    images, labels = (tensor.to(device) for tensor in load_mnist(train=False))
+    device = get_device()
+    images, labels = load_mnist(train=False)
+    images = images.to(device).float() / 255
     cases = [(name, strength) for name, (strengths, _) in DISTORTIONS.items() for strength in strengths]
-    models = [load_run(path)[0].to(device, memory_format=memory_format_for(device)) for path in files]
     networks = {}
-    for path, model, distorted in zip(files, models, measure(models, images, labels, tqdm(cases, file=sys.stdout)),
-                                      strict=True):
+    for path in tqdm(files, desc="networks", file=sys.stdout):
         recipe, seed = path.stem.rsplit("-", 1)
+        model = load_run(path)[0].to(device, memory_format=torch.channels_last)
         networks.setdefault(recipe, {})[seed] = {
-            "distortions": distorted, "load_digits": round(accuracy(model, other.to(device), digits.to(device)), 4)}
-    results = {"cases": cases, "networks": networks, "environment": describe_environment(device)}
-    atomic_write(RESULTS, lambda temporary: temporary.write_text(json.dumps(results) + "\n", encoding="utf-8"))
-    for number, (name, strength) in enumerate(cases):
-        means = [np.mean([run["distortions"][number] for run in runs.values()]) for runs in networks.values()]
-        print(f"{name:36}{strength:6}", *(f"{recipe} {mean:.2f} %  " for recipe, mean in zip(networks, means,
-                                                                                          strict=True)))
-    for recipe, runs in networks.items():
-        print(f"load_digits, {recipe}: {np.mean([run['load_digits'] for run in runs.values()]):.2f} %")
+            "distortions": [distorted_accuracy(model, images, labels, *case) for case in cases],
+            "load_digits": accuracy(model, *other_handwriting()),
+            "mnist_c": {name: accuracy(model, *data) for name, data in corruptions.items()},
+            "sure": measure_sure(model, images, labels)}
+    results = {"cases": cases, "networks": networks, "non_digits": {n: len(g) for n, g in non_digits().items()},
+               "mnist_c_images": {name: len(data[1]) for name, data in corruptions.items()},
+               "environment": describe_environment(device)}
+    RESULTS.write_text(json.dumps(results) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
