@@ -126,7 +126,7 @@ def measure_pipelines(device: torch.device, turns: int = 10) -> dict:
 
 
 def measure_profile(device: torch.device, steps: int = 60) -> dict:
-    """Milliseconds of the parts of a training step of ours, in each step."""
+    """Milliseconds (medians) of the parts of a training step of ours."""
     ours = Ours(TRAINING, 64, device)
     batches = iter(ours.train_loader)
     bfloat16 = utils.training_precision(ours.config, device) == "bfloat16"
@@ -154,8 +154,8 @@ def measure_profile(device: torch.device, steps: int = 60) -> dict:
         for part in data, forward, backward, step:
             milliseconds = 1000 * seconds_of(part, device)
             if number >= 10:  # the first ones warm up
-                results[part.__name__].append(round(milliseconds, 3))
-    return results
+                results[part.__name__].append(milliseconds)
+    return {name: round(statistics.median(values), 3) for name, values in results.items()}
 
 
 def time_to_accuracy(pipeline: Conventional | Ours, most: int, device: torch.device) -> list[dict]:

@@ -1,0 +1,48 @@
+"""Write the numbers of the records into README.md, where it marks them: python -m benchmarks.readme.
+
+A mark is a pair of comments, which GitHub does not show: <!-- final.mean -->99.60<!-- / -->.
+"""
+
+import re
+import statistics
+
+from benchmarks import accuracy, photos, robustness, speed
+from utils import ROOT
+
+PAGE = ROOT / "README.md"
+MARK = re.compile(r"<!-- ([\w.]+) -->(.*?)<!-- / -->")
+
+
+def numbers() -> dict[str, str]:
+    """Each number as the page shows it, by its name."""
+    found = {}
+    records = accuracy.read_records()
+    for recipe in "final", "baseline":
+        runs = accuracy.select(records, recipe)
+        summary = accuracy.summarise(runs)
+        found |= {f"{recipe}.n": f"{summary.n}", f"{recipe}.mean": f"{summary.mean:.2f}",
+                  f"{recipe}.sd": f"{summary.sd:.2f}", f"{recipe}.low": f"{summary.minimum:.2f}",
+                  f"{recipe}.high": f"{summary.maximum:.2f}", f"{recipe}.epochs": f"{len(runs[0]['accuracy'])}"}
+    for recipe, networks in robustness.read_results()["networks"].items():
+        runs = list(networks.values())
+        by_corruption = robustness.mean_by_corruption(runs)
+        worst = min(by_corruption, key=by_corruption.get)
+        found |= {f"{recipe}.mnist_c": f"{statistics.mean(by_corruption.values()):.1f}",
+                  f"{recipe}.worst": f"{by_corruption[worst]:.0f}", f"{recipe}.networks": f"{len(runs)}"}
+        for name in runs[0]["sure"]:
+            share = statistics.mean(run["sure"][name] for run in runs)
+            found[f"{recipe}.sure_{name.split()[-1]}"] = f"{share:.1f}"
+    for name, value in photos.read_results()["README"].items():
+        found[f"photos.{name}"] = value
+    pipelines = speed.read_results()["pipelines"]["measured"]
+    found["speed.ratio"] = f"{speed.ratio(pipelines['conventional'], pipelines['ours'])[0]:.1f}"
+    return found
+
+
+def fill(page: str, values: dict[str, str]) -> str:
+    """The page with every marked number replaced; KeyError names a mark that has none."""
+    return MARK.sub(lambda mark: f"<!-- {mark[1]} -->{values[mark[1]]}<!-- / -->", page)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), numbers()), encoding="utf-8")
