@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.datasets import MNIST
 
-from model import IMAGE_SHAPE
+from model import IMAGE_SHAPE, NUM_CLASSES
 
 MEAN, STD = 0.1307, 0.3081  # of the training pixels in [0, 1]; the notebook measures them
 DATA = Path(__file__).resolve().with_name("data")
@@ -73,13 +73,116 @@ def change_light(images: Tensor, blur: float, contrast: float, noise: float) -> 
     return (images + noise * grain).clamp(0, 1)
 
 
+def filter_randomly(images: Tensor, strength: float) -> Tensor:
+    """Mix each of the images (N, 1, H, W) in [0, 1], on a ground of 0, with what its own random filter makes of it.
+
+    The response of the filter, 3×3 or 5×5 pixels, is scaled to a maximum of 1, and its share is drawn evenly from 0 to
+    `strength`. Xu et al., "Robust and generalizable visual representation learning via random convolutions", 2021.
+    """
+    if len(images) == 0:  # which the convolution below refuses
+        return images
+    kernels = torch.randn(len(images), 1, 5, 5, device=images.device)
+    small = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+    inner = F.pad(torch.ones(3, 3, device=images.device), [1, 1, 1, 1])
+    kernels = torch.where(small, inner * kernels, kernels)
+    # the images as the channels of one, in as many groups, so that each meets its own filter
+    response = F.conv2d(images.transpose(0, 1), kernels, padding=2, groups=len(images)).transpose(0, 1).abs()
+    response = response / response.amax((2, 3), keepdim=True).clamp(min=1e-6)
+    return images.lerp(response, strength * torch.rand(len(images), 1, 1, 1, device=images.device))
+
+
+def draw_lines(images: Tensor, strength: float) -> Tensor:
+    """Draw a straight line, of a brightness from 0 to `strength`, over each of the images (N, 1, H, W) in [0, 1].
+
+    What crosses a digit leaves it that digit, as in DeVries and Taylor, "Improved regularization of convolutional
+    neural networks with Cutout", 2017.
+    """
+    brightness = strength * torch.rand(len(images), 1, 1, 1, device=images.device)
+    return images.maximum(brightness * random_strips(images, 1, 2))
+
+
+def invert_strips(images: Tensor, strength: float) -> Tensor:
+    """Invert each of the images (N, 1, H, W) in [0, 1] in a straight strip: wholly with a strength of 1.
+
+    It is akin to one of MNIST-C's corruptions, the inverted stripe across the middle.
+    """
+    return images.lerp(1 - images, strength * random_strips(images, 2, images.shape[-1]))
+
+
+def random_strips(images: Tensor, narrowest: float, widest: float) -> Tensor:
+    """For each of the images (N, 1, H, W), 1 in a strip of random place, direction and width (pixels), 0 beside it."""
+    height, width = images.shape[-2:]
+    turn, place, wide = torch.rand(3, len(images), 1, 1, 1, device=images.device)
+    x = torch.arange(width, device=images.device) - (width - 1) / 2  # from the middle of the image
+    y = torch.arange(height, device=images.device).view(-1, 1) - (height - 1) / 2
+    distance = x * torch.cos(torch.pi * turn) + y * torch.sin(torch.pi * turn) - width * (place - 0.5)
+    half = (narrowest + (widest - narrowest) * wide) / 2
+    return (half + 0.5 - distance.abs()).clamp(0, 1)  # the edge is a pixel soft
+
+
+def make_outliers(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Images (3 · count, 1, 28, 28) that are no digit, or two, made from a batch, and their targets (3 · count, 10).
+
+    Digits laid on their side and random curves are no digit, so each digit has the target 1/10: Hendrycks et al., "Deep
+    anomaly detection with outlier exposure", 2019. Two digits over each other share the target, as in Zhang et al.,
+    "mixup: beyond empirical risk minimization", 2018. The batch is in random order.
+    """
+    lying = lay_down(images, labels, count)
+    curves = draw_curves(images, count)
+    both = images[:count].maximum(images[count:2 * count])
+    digits = F.one_hot(labels, NUM_CLASSES).float()
+    shared = (digits[:count] + digits[count:2 * count]) / 2
+    nothing = torch.full((2 * count, NUM_CLASSES), 1 / NUM_CLASSES, device=images.device)
+    return torch.cat([lying, curves, both]), torch.cat([nothing, shared])
+
+
+def lay_down(images: Tensor, labels: Tensor, count: int) -> Tensor:
+    """So many of the images (N, 1, H, H), turned by a quarter either way, some in the mirror; no 0 and no 8."""
+    changes_by_turning = (labels != 0) & (labels != 8)
+    chosen = changes_by_turning.float().topk(count).indices  # a mask would have to wait for a GPU
+    lying = images[chosen].transpose(2, 3)
+    for axis in 2, 3:
+        flip = torch.rand(count, 1, 1, 1, device=images.device) < 0.5
+        lying = torch.where(flip, lying.flip(axis), lying)
+    return lying
+
+
+def draw_curves(images: Tensor, count: int) -> Tensor:
+    """So many images, as large as these, of three random curves each, white on black, 2 to 3 pixels wide.
+
+    They are quadratic Bézier curves: from a start to an end, bent towards a third point.
+    """
+    size = images.shape[-1]
+    start, bend, end = size * (0.15 + 0.7 * torch.rand(3, count, 3, 1, 2, device=images.device))
+    t = torch.linspace(0, 1, 24, device=images.device).view(-1, 1)  # along the curve, in steps of about a pixel
+    points = (1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t**2 * end
+    pixels = torch.arange(size, device=images.device) + 0.5
+    x, y = ((points.flatten(1, 2).unsqueeze(-1) - pixels) ** 2).unbind(2)  # squared distances, (count, points, size)
+    distance = (y.unsqueeze(-1) + x.unsqueeze(-2)).amin(1, keepdim=True).sqrt()
+    return (1.8 - distance).clamp(0, 1)
+
+
 def augment(images: Tensor, labels: Tensor, config) -> tuple[Tensor, Tensor]:
-    """Change the shape of each of the float images (N, 1, H, W) in [0, 1], and the light of some; labels stay."""
-    images = change_shape(images, config.degrees, config.translate, config.scale, config.shear)
-    if count := round(config.light_fraction * len(images)):
-        part = torch.randperm(len(images), device=images.device)[:count]
-        images[part] = change_light(images[part], config.blur, config.contrast, config.noise)
-    return images, labels
+    """A recipe's changes of a training batch: float images (N, 1, 28, 28) in [0, 1] and labels (N,).
+
+    Returns the images in other shapes, a share of them in another look, with some outliers behind them, and targets
+    (N + outliers, 10): probabilities of the digits, as torchvision's MixUp makes them.
+    """
+    targets = F.one_hot(labels, NUM_CLASSES).float()
+    outliers, their_targets = make_outliers(images, labels, round(config.outlier_fraction * len(images) / 3))
+    # the outliers are resampled as the digits are: else its blur would tell them apart
+    everything = torch.cat([images, outliers])
+    everything = change_shape(everything, config.degrees, config.translate, config.scale, config.shear)
+    images, outliers = everything[:len(images)], everything[len(images):]
+    count = round(config.look_fraction * len(images))
+    lit, filtered, lined, inverted = images[:count].tensor_split(4)  # the batch is in random order
+    looks = [
+        change_light(lit, config.blur, config.contrast, config.noise),
+        filter_randomly(filtered, config.filtering),
+        draw_lines(lined, config.lines),
+        invert_strips(inverted, config.inversion),
+    ]
+    return torch.cat([*looks, images[count:], outliers]), torch.cat([targets, their_targets])
 
 
 class Loader:

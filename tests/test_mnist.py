@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 
+import mnist
 from mnist import MEAN, STD, Loader, augment, change_light, change_shape, load_mnist, normalise
 from model import IMAGE_SHAPE
 from utils import ROOT, Config
@@ -32,9 +33,45 @@ def test_counts_and_statistics(train_set, test_set):
     assert test_set[1].bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
 
 
+LOOKS = mnist.filter_randomly, mnist.draw_lines, mnist.invert_strips
+
+
 def test_no_strength_no_change(images):
     assert torch.allclose(change_shape(images, **STILL), images, atol=1e-4)
     assert torch.allclose(change_light(images, **CLEAR), images, atol=1e-6)
+    for change in LOOKS:
+        assert torch.equal(change(images, 0), images)
+
+
+@pytest.mark.parametrize("change", LOOKS)
+def test_looks_change_nearly_every_image_and_stay_in_range(images, change):
+    changed = change(images, 1)
+    assert changed.min() >= 0 and changed.max() <= 1 + 1e-6
+    assert ((changed - images).abs().amax((1, 2, 3)) > 0.02).float().mean() > 0.9
+    assert 0.01 < (changed - images).abs().mean() < 0.5  # and leave something of it
+
+
+def test_augmentation_changes_the_share_asked_and_adds_outliers(images, train_set):
+    labels, still = train_set[1][:2000], {**STILL, "outlier_fraction": 0.03}
+    for share in 0, 0.5, 1:
+        batch, targets = augment(images, labels, Config(**still, look_fraction=share))
+        assert batch.shape == (2060, *IMAGE_SHAPE) and targets.shape == (2060, 10)
+        changed = ((batch[:2000] - images).abs().amax((1, 2, 3)) > 1e-3).float().mean().item()
+        assert changed == pytest.approx(share, abs=0.05)
+        assert torch.equal(targets[:2000].argmax(1), labels) and torch.allclose(targets.sum(1), torch.ones(2060))
+        assert targets[2000:].max() <= 1  # an outlier is no digit, or two, which may be alike
+    batch, targets = augment(images[:1], labels[:1], Config())  # nothing is left for outliers
+    assert len(batch) == len(targets) == 1
+
+
+def test_outliers_are_no_digit_or_two(images, train_set):
+    outliers, targets = mnist.make_outliers(images, train_set[1][:2000], 100)
+    assert outliers.shape == (300, *IMAGE_SHAPE) and outliers.min() >= 0 and outliers.max() == 1
+    assert (targets[:200] == 0.1).all()
+    assert ((targets[200:] == 0.5).sum(1) + 2 * (targets[200:] == 1).sum(1) == 2).all()
+    assert torch.equal(outliers[200:], images[:100].maximum(images[100:200]))
+    standing = {image.numpy().tobytes() for image in images}
+    assert not any(image.numpy().tobytes() in standing for image in outliers[:100].contiguous())
 
 
 def test_no_digit_leaves_the_frame(train_set):
