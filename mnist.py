@@ -1,4 +1,4 @@
-"""MNIST as tensors on the device: loading, normalising, augmentation, and batches of all that."""
+"""MNIST as tensors on the device: loading, normalising, augmentation, batches."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -29,6 +29,11 @@ def normalise(images: Tensor) -> Tensor:
     return (images - MEAN) / STD
 
 
+def uniform(images: Tensor, low: float, high: float) -> Tensor:
+    """A random number (N, 1, 1, 1) for each of the images (N, 1, H, W), evenly from `low` to `high`."""
+    return low + (high - low) * torch.rand(len(images), 1, 1, 1, device=images.device)
+
+
 def change_shape(images: Tensor, degrees: float, translate: float, scale: float, shear: float) -> Tensor:
     """Rotate, shear, scale and shift each of the images (N, 1, H, W), whose background is 0, by its own amounts.
 
@@ -36,23 +41,20 @@ def change_shape(images: Tensor, degrees: float, translate: float, scale: float,
     and of the image's side for the shift, both along each axis. The batch is resampled in one call, after Jaderberg et
     al., "Spatial transformer networks", 2015.
     """
-    angle = math.radians(degrees) * draw(images)
-    slant = torch.tan(math.radians(shear) * draw(images))
-    x_zoom = 1 + scale * draw(images)
-    y_zoom = 1 + scale * draw(images)
-    x_shift = 2 * translate * draw(images)  # the grid's unit is half a side
-    y_shift = 2 * translate * draw(images)
+    angle = uniform(images, -math.radians(degrees), math.radians(degrees))
+    slant = torch.tan(uniform(images, -math.radians(shear), math.radians(shear)))
+    x_zoom = uniform(images, 1 - scale, 1 + scale)
+    y_zoom = uniform(images, 1 - scale, 1 + scale)
+    x_shift = uniform(images, -2 * translate, 2 * translate)  # the grid's unit is half a side
+    y_shift = uniform(images, -2 * translate, 2 * translate)
     cos = torch.cos(angle)
     sin = torch.sin(angle)
-    to_x = torch.stack([cos / x_zoom, (cos * slant - sin) / x_zoom, x_shift], dim=1)
-    to_y = torch.stack([sin / y_zoom, (sin * slant + cos) / y_zoom, y_shift], dim=1)
-    grid = F.affine_grid(torch.stack([to_x, to_y], dim=1), images.shape, align_corners=False)
+    # for each pixel of the result, the place in the image from which it is read: hence 1 / zoom
+    to_x = [cos / x_zoom, (cos * slant - sin) / x_zoom, x_shift]
+    to_y = [sin / y_zoom, (sin * slant + cos) / y_zoom, y_shift]
+    matrices = torch.cat([*to_x, *to_y], dim=1).view(-1, 2, 3)
+    grid = F.affine_grid(matrices, images.shape, align_corners=False)
     return F.grid_sample(images, grid, align_corners=False)
-
-
-def draw(images: Tensor) -> Tensor:
-    """A random number from -1 to 1 for each image."""
-    return 2 * torch.rand(len(images), device=images.device) - 1
 
 
 def change_light(images: Tensor, blur: float, contrast: float, noise: float) -> Tensor:
@@ -61,20 +63,19 @@ def change_light(images: Tensor, blur: float, contrast: float, noise: float) -> 
     These are drawn evenly from 0 to the strengths: standard deviations of blur (in pixels) and noise, and the share of
     contrast that is lost, while the ground grows lighter by up to as much. The result is in [0, 1] again.
     """
-    draws = torch.rand(4, len(images), 1, 1, 1, device=images.device)
-    blur, loss, lift, noise = draws[0] * blur, draws[1] * contrast, draws[2], draws[3] * noise
     pixel = torch.arange(images.shape[-1], device=images.device)
     distance = (pixel[:, None] - pixel).float()
-    kernel = torch.exp(-0.5 * (distance / blur.clamp(min=0.1)) ** 2)  # of one image: row i holds the weights of pixel i
-    kernel = kernel / kernel.sum(-1, keepdim=True)
+    kernel = torch.exp(-0.5 * (distance / uniform(images, 0, blur).clamp(min=0.1)) ** 2)
+    kernel = kernel / kernel.sum(-1, keepdim=True)  # of each image: row i holds the weights of pixel i
     images = kernel @ images @ kernel.mT  # down the columns and along the rows
-    images = (1 - loss) * images + loss * lift
+    lost = uniform(images, 0, contrast)
+    images = (1 - lost) * images + lost * uniform(images, 0, 1)
     grain = torch.randn(images.shape, device=images.device)
-    return (images + noise * grain).clamp(0, 1)
+    return (images + uniform(images, 0, noise) * grain).clamp(0, 1)
 
 
 def filter_randomly(images: Tensor, strength: float) -> Tensor:
-    """Mix each of the images (N, 1, H, W) in [0, 1], on a ground of 0, with what its own random filter makes of it.
+    """Mix each of the images (N, 1, H, W) in [0, 1], whose background is 0, with its response to a random filter.
 
     The response of the filter, 3×3 or 5×5 pixels, is scaled to a maximum of 1, and its share is drawn evenly from 0 to
     `strength`. Xu et al., "Robust and generalizable visual representation learning via random convolutions", 2021.
@@ -82,23 +83,21 @@ def filter_randomly(images: Tensor, strength: float) -> Tensor:
     if len(images) == 0:  # which the convolution below refuses
         return images
     kernels = torch.randn(len(images), 1, 5, 5, device=images.device)
-    small = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
     inner = F.pad(torch.ones(3, 3, device=images.device), [1, 1, 1, 1])
-    kernels = torch.where(small, inner * kernels, kernels)
+    kernels = torch.where(uniform(images, 0, 1) < 0.5, inner * kernels, kernels)
     # the images as the channels of one, in as many groups, so that each meets its own filter
     response = F.conv2d(images.transpose(0, 1), kernels, padding=2, groups=len(images)).transpose(0, 1).abs()
     response = response / response.amax((2, 3), keepdim=True).clamp(min=1e-6)
-    return images.lerp(response, strength * torch.rand(len(images), 1, 1, 1, device=images.device))
+    return images.lerp(response, uniform(images, 0, strength))
 
 
 def draw_lines(images: Tensor, strength: float) -> Tensor:
     """Draw a straight line, of a brightness from 0 to `strength`, over each of the images (N, 1, H, W) in [0, 1].
 
-    What crosses a digit leaves it that digit, as in DeVries and Taylor, "Improved regularization of convolutional
-    neural networks with Cutout", 2017.
+    A digit that is crossed out is still that digit. Compare DeVries and Taylor, "Improved regularization of
+    convolutional neural networks with Cutout", 2017.
     """
-    brightness = strength * torch.rand(len(images), 1, 1, 1, device=images.device)
-    return images.maximum(brightness * random_strips(images, 1, 2))
+    return images.maximum(uniform(images, 0, strength) * random_strips(images, 1, 2))
 
 
 def invert_strips(images: Tensor, strength: float) -> Tensor:
@@ -112,20 +111,20 @@ def invert_strips(images: Tensor, strength: float) -> Tensor:
 def random_strips(images: Tensor, narrowest: float, widest: float) -> Tensor:
     """For each of the images (N, 1, H, W), 1 in a strip of random place, direction and width (pixels), 0 beside it."""
     height, width = images.shape[-2:]
-    turn, place, wide = torch.rand(3, len(images), 1, 1, 1, device=images.device)
     x = torch.arange(width, device=images.device) - (width - 1) / 2  # from the middle of the image
     y = torch.arange(height, device=images.device).view(-1, 1) - (height - 1) / 2
-    distance = x * torch.cos(torch.pi * turn) + y * torch.sin(torch.pi * turn) - width * (place - 0.5)
-    half = (narrowest + (widest - narrowest) * wide) / 2
-    return (half + 0.5 - distance.abs()).clamp(0, 1)  # the edge is a pixel soft
+    angle = uniform(images, 0, torch.pi)
+    distance = x * torch.cos(angle) + y * torch.sin(angle) - uniform(images, -width / 2, width / 2)
+    strip_width = uniform(images, narrowest, widest)
+    return (strip_width / 2 + 0.5 - distance.abs()).clamp(0, 1)  # the edge is a pixel soft
 
 
 def make_outliers(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Images (3 · count, 1, 28, 28) that are no digit, or two, made from a batch, and their targets (3 · count, 10).
+    """Images (3 · count, 1, 28, 28) that are no single digit, made from a batch, and their targets (3 · count, 10).
 
-    Digits laid on their side and random curves are no digit, so each digit has the target 1/10: Hendrycks et al., "Deep
-    anomaly detection with outlier exposure", 2019. Two digits over each other share the target, as in Zhang et al.,
-    "mixup: beyond empirical risk minimization", 2018. The batch is in random order.
+    A digit laid on its side is none any more, nor are random curves: their target is 1/10 for each digit, after
+    Hendrycks et al., "Deep anomaly detection with outlier exposure", 2019. Two digits over each other share the target,
+    after Zhang et al., "mixup: beyond empirical risk minimization", 2018. The batch is in random order.
     """
     lying = lay_down(images, labels, count)
     curves = draw_curves(images, count)
@@ -137,62 +136,64 @@ def make_outliers(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, T
 
 
 def lay_down(images: Tensor, labels: Tensor, count: int) -> Tensor:
-    """So many of the images (N, 1, H, H), turned by a quarter either way, some in the mirror; no 0 and no 8."""
+    """`count` of the images (N, 1, H, H), turned by a quarter either way, half of them mirrored; no 0 and no 8."""
     changes_by_turning = (labels != 0) & (labels != 8)
     chosen = changes_by_turning.float().topk(count).indices  # a mask would have to wait for a GPU
     lying = images[chosen].transpose(2, 3)
     for axis in 2, 3:
-        flip = torch.rand(count, 1, 1, 1, device=images.device) < 0.5
+        flip = uniform(lying, 0, 1) < 0.5
         lying = torch.where(flip, lying.flip(axis), lying)
     return lying
 
 
 def draw_curves(images: Tensor, count: int) -> Tensor:
-    """So many images, as large as these, of three random curves each, white on black, 2 to 3 pixels wide.
+    """`count` images, as large as these, of three random curves each, white on black, 2 to 3 pixels wide.
 
     They are quadratic Bézier curves: from a start to an end, bent towards a third point.
     """
     size = images.shape[-1]
-    start, bend, end = size * (0.15 + 0.7 * torch.rand(3, count, 3, 1, 2, device=images.device))
+    corners = size * (0.15 + 0.7 * torch.rand(3, count, 3, 1, 2, device=images.device))
+    start, bend, end = corners  # of each image and curve: (count, 3, 1, x and y)
     t = torch.linspace(0, 1, 24, device=images.device).view(-1, 1)  # along the curve, in steps of about a pixel
-    points = (1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t**2 * end
+    points = (1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t**2 * end  # (count, 3, 24, x and y)
     pixels = torch.arange(size, device=images.device) + 0.5
-    x, y = ((points.flatten(1, 2).unsqueeze(-1) - pixels) ** 2).unbind(2)  # squared distances, (count, points, size)
-    distance = (y.unsqueeze(-1) + x.unsqueeze(-2)).amin(1, keepdim=True).sqrt()
+    squares = (points.flatten(1, 2)[..., None] - pixels) ** 2  # (count, 72, x and y, size)
+    distance = (squares[:, :, 1, :, None] + squares[:, :, 0, None, :]).amin(1, keepdim=True).sqrt()
     return (1.8 - distance).clamp(0, 1)
 
 
 def augment(images: Tensor, labels: Tensor, config) -> tuple[Tensor, Tensor]:
     """A recipe's changes of a training batch: float images (N, 1, 28, 28) in [0, 1] and labels (N,).
 
-    Returns the images in other shapes, a share of them in another look, with some outliers behind them, and targets
-    (N + outliers, 10): probabilities of the digits, as torchvision's MixUp makes them.
+    Returns the images in other shapes, a share of them in another look, and outliers behind them; and the targets
+    (N + outliers, 10): probabilities of the digits, as torchvision's MixUp makes them. `config` has the strengths.
     """
     targets = F.one_hot(labels, NUM_CLASSES).float()
     outliers, their_targets = make_outliers(images, labels, round(config.outlier_fraction * len(images) / 3))
-    # the outliers are resampled as the digits are: else its blur would tell them apart
+    # the outliers' shapes change too, or the network would know them by their sharpness
     everything = torch.cat([images, outliers])
     everything = change_shape(everything, config.degrees, config.translate, config.scale, config.shear)
     images, outliers = everything[:len(images)], everything[len(images):]
-    count = round(config.look_fraction * len(images))
-    lit, filtered, lined, inverted = images[:count].tensor_split(4)  # the batch is in random order
-    looks = [
-        change_light(lit, config.blur, config.contrast, config.noise),
-        filter_randomly(filtered, config.filtering),
-        draw_lines(lined, config.lines),
-        invert_strips(inverted, config.inversion),
-    ]
-    return torch.cat([*looks, images[count:], outliers]), torch.cat([targets, their_targets])
+    lights = round(config.light_fraction * len(images))
+    looks = round(config.look_fraction * len(images) / 3)
+    parts = [lights, looks, looks, looks, len(images) - lights - 3 * looks]  # the batch is in random order
+    lit, filtered, lined, inverted, unchanged = images.split(parts)
+    lit = change_light(lit, config.blur, config.contrast, config.noise)
+    filtered = filter_randomly(filtered, config.filtering)
+    lined = draw_lines(lined, config.lines)
+    inverted = invert_strips(inverted, config.inversion)
+    images = torch.cat([lit, filtered, lined, inverted, unchanged, outliers])
+    return images, torch.cat([targets, their_targets])
 
 
 class Loader:
     """Batches of normalised images and their labels; MNIST lives on the device, and batches are sliced there.
 
-    As PyTorch's DataLoader it knows `batch_size` and `shuffle`, and as torchvision's data sets a `transform`, but one
-    that changes a whole batch: called with float images (N, 1, 28, 28) in [0, 1] and labels (N,), it returns both.
+    It has the options of PyTorch's DataLoader, and a `transform`, which is called with a whole batch, float images
+    (N, 1, 28, 28) in [0, 1] and labels (N,), and returns both.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, batch_size: int, shuffle: bool = False,
+    def __init__(self, images: Tensor, labels: Tensor, batch_size: int, *, shuffle: bool = False,
                  transform: Callable | None = None, device: torch.device | str = "cpu") -> None:
         if images.dtype != torch.uint8 or images.shape[1:] != IMAGE_SHAPE or len(images) != len(labels):
             raise ValueError("images must be torch.uint8 of shape (N, 1, 28, 28), with N labels, not "

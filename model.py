@@ -11,7 +11,10 @@ NUM_CLASSES = 10
 
 
 def conv_block(in_channels: int, out_channels: int, dropout: float = 0, padding: int = 0) -> nn.Sequential:
-    """3×3 convolution → ReLU → BatchNorm → Dropout of whole channels, which is left out if `dropout` is 0."""
+    """3×3 convolution → ReLU → BatchNorm → Dropout of whole channels, in the assignment's order.
+
+    The convolution has no bias, since BatchNorm adds one; with `dropout` 0 there is no Dropout layer.
+    """
     layers = [
         nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=padding, bias=False),
         nn.ReLU(inplace=True),
@@ -25,9 +28,9 @@ def conv_block(in_channels: int, out_channels: int, dropout: float = 0, padding:
 class Net(nn.Module):
     """Two stages of convolutions with a 1×1 transition between them, and global average pooling at the end.
 
-    `width` is the number of channels of the first layer, to which the others are in proportion. `dropout` is the
-    probability that a channel is zeroed in training; it is small, since the BatchNorm that follows still sees the zeros
-    (Li et al., "Understanding the disharmony between Dropout and Batch Normalization", arXiv 1801.05134, 2018).
+    The first layer has `width` channels, the others as many or twice as many. `dropout` is the probability that a
+    channel is zeroed in training; it is small, since the BatchNorm of the next block still sees the zeros (Li et al.,
+    "Understanding the disharmony between Dropout and Batch Normalization", arXiv 1801.05134, 2018).
     """
 
     def __init__(self, width: int = 16, dropout: float = 0.01) -> None:
@@ -50,7 +53,7 @@ class Net(nn.Module):
         )
         self.head = nn.Sequential(
             nn.Conv2d(2 * width, NUM_CLASSES, kernel_size=1, bias=False),
-            nn.AvgPool2d(5),
+            nn.AvgPool2d(5),  # global: the maps are 5×5
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -69,12 +72,12 @@ def count_parameters(model: nn.Module) -> int:
 
 
 class LayerRow(NamedTuple):
-    """One layer: kernel and stride in pixels of its input, jump and receptive field in pixels of the image."""
+    """What one layer does to one image."""
 
     layer: str
-    output: tuple[int, ...]  # shape of what it returns for one image
-    kernel: int
-    stride: int
+    output: tuple[int, ...]  # shape of what it returns
+    kernel: int  # side of the square of its input that one output sees, in pixels of that input
+    stride: int  # distance, in its input, between two neighbouring outputs
     jump: int  # distance, in the image, between two neighbouring outputs
     receptive_field: int  # side of the square of the image that one output sees
     parameters: int
@@ -84,16 +87,20 @@ def layer_table(model: nn.Module) -> list[LayerRow]:
     """List the layers of a network that is one chain, in the order in which an image passes them.
 
     A layer widens the receptive field by (kernel - 1) · the jump before it: Araujo et al., "Computing receptive fields
-    of convolutional neural networks", Distill, 2019. A copy of the model runs on a blank image.
+    of convolutional neural networks", Distill, 2019. A fully connected layer sees the whole image. A copy of the model
+    runs on a blank one.
     """
     rows = []
 
     def add_row(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         kernel, stride = kernel_and_stride(layer, inputs[0].shape[-1])
         jump = rows[-1].jump if rows else 1
-        field = rows[-1].receptive_field if rows else 1
-        rows.append(LayerRow(type(layer).__name__, tuple(output.shape[1:]), kernel, stride, jump * stride,
-                             field + (kernel - 1) * jump, count_parameters(layer)))
+        field = (rows[-1].receptive_field if rows else 1) + (kernel - 1) * jump
+        if isinstance(layer, nn.Linear):
+            field = IMAGE_SHAPE[-1]
+        if isinstance(output, Tensor):
+            rows.append(LayerRow(type(layer).__name__, tuple(output.shape[1:]), kernel, stride, jump * stride, field,
+                                 count_parameters(layer)))
 
     probe = copy.deepcopy(model).cpu().eval()
     for layer in probe.modules():
@@ -105,16 +112,16 @@ def layer_table(model: nn.Module) -> list[LayerRow]:
 
 
 def kernel_and_stride(layer: nn.Module, side: int) -> tuple[int, int]:
-    """How many neighbouring values of an input `side` pixels wide an output of the layer sees, and its step."""
+    """Kernel and stride of a layer whose input is `side` pixels wide; 1 and 1 if it has none."""
     if isinstance(layer, nn.AdaptiveAvgPool2d):  # knows the size of its output instead
-        outputs = last(layer.output_size)
+        outputs = width_of(layer.output_size)
         stride = side // outputs
         return side - (outputs - 1) * stride, stride
-    kernel = last(getattr(layer, "kernel_size", 1))
-    dilation = last(getattr(layer, "dilation", 1))
-    return dilation * (kernel - 1) + 1, last(getattr(layer, "stride", 1))
+    kernel = width_of(getattr(layer, "kernel_size", 1))
+    dilation = width_of(getattr(layer, "dilation", 1))  # spreads the kernel
+    return dilation * (kernel - 1) + 1, width_of(getattr(layer, "stride", 1))
 
 
-def last(size: int | tuple[int, ...]) -> int:
-    """The width of what PyTorch takes as one number or as height and width."""
+def width_of(size: int | tuple[int, ...]) -> int:
+    """The width, of what PyTorch takes as one number or as height and width."""
     return size[-1] if isinstance(size, tuple) else size

@@ -20,12 +20,12 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(Optimizer):
-    """Momentum whose update of each weight (out, ...), as a matrix (out, rest), is orthogonalised.
+    """Gradient descent with momentum, in which each step is orthogonalised.
 
-    PyTorch's own Muon takes matrices only, no convolutions, and one after the other; here those of a parameter group
-    are stacked, which is faster: smaller ones are filled up with zeros, which change nothing in the rest of the update.
-    Its authors advise it for hidden layers; here it trains the first convolution and the head too, for simplicity. A
-    weight without a gradient, such as a frozen one, is left as it is.
+    Each weight (out, ...) counts as a matrix (out, rest): its gradients are averaged, the average is orthogonalised,
+    and the weight moves a step against it. Muon's authors advise it for hidden layers; here it trains the first
+    convolution and the head too, for simplicity. A weight without a gradient, such as a frozen one, is left as it is.
+    PyTorch's own Muon takes matrices only, no convolutions.
     """
 
     def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
@@ -46,13 +46,16 @@ class Muon(Optimizer):
             for weight, update in zip(weights, updates, strict=True):
                 if weight.grad is not None:
                     rows, columns = weight.flatten(1).shape
-                    scale = max(1, rows / columns) ** 0.5  # so that a tall matrix changes its outputs as much
+                    scale = max(1, rows / columns) ** 0.5  # a tall matrix moves its outputs as much as a square one
                     weight.mul_(1 - group["lr"] * group["weight_decay"])
                     weight.add_(update[:rows, :columns].view_as(weight), alpha=-group["lr"] * scale)
 
 
 def stack(tensors: list[Tensor]) -> Tensor:
-    """Tensors (out, ...) as matrices (out, rest) of one size, filled up with zeros."""
+    """Tensors (out, ...) as matrices (out, rest) of one size, so that all are orthogonalised at once, which is faster.
+
+    Smaller ones are filled up with zeros, which change nothing in the rest of an orthogonalised matrix.
+    """
     matrices = [tensor.flatten(1) for tensor in tensors]
     rows = max(len(matrix) for matrix in matrices)
     columns = max(matrix.shape[1] for matrix in matrices)

@@ -1,4 +1,4 @@
-"""Every figure of the lesson, each from plain arguments: tensors, lists and numbers."""
+"""Every figure of the lesson; each function takes what it draws and returns a Matplotlib figure."""
 
 import math
 
@@ -57,14 +57,14 @@ def plot_network(table: list[LayerRow]) -> Figure:
     """Draw a network from its `layer_table`, from the image down to the scores.
 
     The width of a box is in proportion to the side of its maps, its height grows with their number. The parameters of
-    BatchNorm are counted with the layer before it.
+    BatchNorm are counted with the convolution before it.
     """
     boxes = [["image", GREY, IMAGE_SHAPE, "", 0]]
     for row in table:
         if row.layer in LOOKS:
             name, colour = LOOKS[row.layer]
             sees = "all"
-            if row.receptive_field < IMAGE_SHAPE[1] and row.layer != "Linear":
+            if row.receptive_field < IMAGE_SHAPE[1]:
                 sees = f"{row.receptive_field}×{row.receptive_field}"
             boxes.append([name.format(row.kernel), colour, row.output, sees, row.parameters])
         else:
@@ -119,9 +119,9 @@ def plot_history(history: list[dict], config: Config) -> Figure:
         loss.plot(epochs, [row[f"{name}_loss"] for row in history], style, color=colour, label=label)
         error.plot(epochs, [100 - row[f"{name}_accuracy"] for row in history], style, color=colour, label=label)
     error.axhline(100 - TARGET, color="black", linestyle=":", label=f"target: {100 - TARGET:.1f} % ({TARGET} % right)")
-    plain = config.epochs - config.plain_epochs + 0.5
     for axis, name in (loss, "cross-entropy"), (error, "wrong (%)"):
-        axis.axvspan(plain, config.epochs + 0.5, color=GREY, alpha=0.15, linewidth=0, label="images as they are")
+        axis.axvspan(config.augmented_epochs + 0.5, config.epochs + 0.5, color=GREY, alpha=0.15, linewidth=0,
+                     label="images as they are")
         axis.set_yscale("log")
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter("{x:g}")
@@ -183,7 +183,7 @@ def plot_class_maps(images: Tensor, maps: Tensor, titles: list[str]) -> Figure:
 
 
 def plot_maps(image: Tensor, maps: dict[str, Tensor]) -> Figure:
-    """Draw an image (H, W), and below it the first six maps (C, H, W) that each part of a network answers with."""
+    """Draw an image (H, W), and below it the first six maps (C, H, W) that each part of a network returns."""
     figure, axes = plt.subplots(len(maps) + 1, 6, figsize=(FIGURE_WIDTH, 0.85 * (len(maps) + 1)))
     for axis in axes.flat:
         axis.set_axis_off()

@@ -67,9 +67,9 @@ def run(path: Path) -> None:
         print(f"{path.name} was left as it was, since EPOCHS shortened this run")
         return
     finish_figures(notebook)
-    half = path.with_name(f".{path.name}.part")
-    nbformat.write(notebook, half)
-    half.replace(path)
+    unfinished = path.with_name(f".{path.name}.part")
+    nbformat.write(notebook, unfinished)
+    unfinished.replace(path)
     print(f"{path.name} now holds the outputs of this run")
 
 

@@ -30,30 +30,31 @@ TARGET, MAX_PARAMETERS, MAX_EPOCHS = 99.4, 20_000, 20  # required: ≥ 99.4 %, <
 
 @dataclass(frozen=True)
 class Config:
-    """Every number of a training run."""
+    """The recipe of a training run."""
 
-    epochs: int = 12  # passes over the training images
-    batch_size: int = 256  # images per step
+    epochs: int = 18  # passes over the training images
+    batch_size: int = 256  # digits per step
     optimizer: str = "muon"  # of the convolutions' weights: "muon", or "sgd" for all parameters
     muon_lr: float = 0.04  # learning rate of Muon, at the start
     sgd_lr: float = 0.4  # learning rate of SGD, which trains BatchNorm and biases, at the start
     end_factor: float = 0.0  # learning rate at the end, as a share of that at the start; in between it falls linearly
     momentum: float = 0.8  # share of the accumulated gradients that a step keeps
     weight_decay: float = 0.01  # pull of the convolutions' weights towards zero, times the learning rate
-    dropout: float = 0.01  # probability that a channel is zeroed in training
-    degrees: float = 10  # rotation, either way
+    dropout: float = 0.005  # probability that a channel is zeroed in training
+    degrees: float = 12  # rotation, either way
     translate: float = 0.08  # shift along each axis, either way, as a share of the image's side
     scale: float = 0.14  # zoom along each axis, either way, as a share of the digit's size
     shear: float = 10  # degrees by which vertical strokes lean, either way
-    look_fraction: float = 0.3  # share of the images with another look: by light, filter, line or strip, a quarter each
-    blur: float = 1.2  # light: up to this standard deviation, in pixels
-    contrast: float = 0.6  # light: contrast lost at most, as a share; the ground grows lighter by up to what is lost
-    noise: float = 0.2  # light: up to this standard deviation, black to white being 1
+    light_fraction: float = 0.2  # share of the images that are seen in another light, by the next three
+    blur: float = 1.2  # up to this standard deviation, in pixels
+    contrast: float = 0.6  # contrast lost at most, as a share; the ground grows lighter by up to what is lost
+    noise: float = 0.25  # up to this standard deviation, black to white being 1
+    look_fraction: float = 0.2  # share of the images with another look, by one of the next three
     filtering: float = 1  # largest share of a random filter's response
     lines: float = 1  # largest brightness of a line across the digit
     inversion: float = 1  # how far a strip across the image is inverted
-    outlier_fraction: float = 0.06  # images that are no digit, or two, for each digit
-    plain_fraction: float = 0.2  # share of the epochs, at the end, whose images are not augmented
+    outlier_fraction: float = 0.08  # images added that are no single digit, as a share of the batch
+    plain_epochs: int = 2  # epochs at the end, but not the first, whose images are shown as they are
     precision: str = "auto"  # of training: "float32", "bfloat16", or "auto" for the faster on the device
     seed: int = 0  # start of all random numbers
 
@@ -67,9 +68,9 @@ class Config:
             raise ValueError(f"a run has 1 epoch or more, not {self.epochs}")
 
     @property
-    def plain_epochs(self) -> int:
-        """The number of epochs, at the end, whose images are not augmented."""
-        return round(self.plain_fraction * self.epochs)
+    def augmented_epochs(self) -> int:
+        """The number of epochs, at the start, whose images are augmented."""
+        return max(1, self.epochs - self.plain_epochs)
 
 
 def set_seed(seed: int) -> None:
@@ -80,12 +81,12 @@ def set_seed(seed: int) -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
-def reuse_memory() -> None:
-    """Have the GNU C library keep the memory that a step has freed for the next one, in the whole process.
-
-    By default it returns large blocks to the system at once, and to fetch them again takes an eighth of a step.
-    """
+def make_fast(model: nn.Module) -> None:
+    """Choose the order of the model's weights in memory, and keep the memory of each step for the next one."""
+    if next(model.parameters()).device.type != "mps":  # where BatchNorm's gradients are wrong: pytorch/pytorch#175189
+        model.to(memory_format=torch.channels_last)  # in which convolutions are faster
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
+        # the GNU C library returns large blocks to the system at once; fetching them again takes an eighth of a step
         library.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: blocks up to 32 MiB come from the heap ...
         library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: ... which is not given back
 
@@ -121,49 +122,53 @@ def make_optimizers(model: nn.Module, config: Config, steps: int) -> list[tuple[
             raise ValueError(f"the learning rate is planned for {steps} steps, which are over: make new optimizers")
         return 1 - (1 - config.end_factor) * step / steps
 
-    weights = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
+    weights = [p for p in model.parameters() if p.ndim > 1]  # of convolutions and fully connected layers
+    others = [p for p in model.parameters() if p.ndim <= 1]  # BatchNorm's, and biases
     if config.optimizer == "muon":
-        first = Muon(weights, config.muon_lr, config.momentum, config.weight_decay)
+        optimizers = [Muon(weights, config.muon_lr, config.momentum, config.weight_decay)]
     else:
-        first = SGD(weights, config.sgd_lr, config.momentum, weight_decay=config.weight_decay)
-    second = SGD(others, config.sgd_lr, config.momentum)
-    return [(optimizer, LambdaLR(optimizer, rate_factor)) for optimizer in (first, second)]
+        optimizers = [SGD(weights, config.sgd_lr, config.momentum, weight_decay=config.weight_decay)]
+    if others:
+        optimizers.append(SGD(others, config.sgd_lr, config.momentum))
+    return [(optimizer, LambdaLR(optimizer, rate_factor)) for optimizer in optimizers]
 
 
 def train_epoch(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]],
                 optimizers: list[tuple[Optimizer, LambdaLR]], config: Config, title: str = "") -> tuple[float, float]:
     """Train for one epoch; return the mean loss and the accuracy (percent), as they were in training.
 
-    The labels are digits (N,), or probabilities (N, 10) of the digits as torchvision's MixUp makes them.
+    The targets are digits (N,), or probabilities (N, 10) of the digits as torchvision's MixUp makes them; the accuracy
+    is that of the images whose target is a single digit.
     """
     device = next(model.parameters()).device
     bfloat16 = training_precision(config, device) == "bfloat16"
-    loss_sum = torch.zeros((), device=device)  # read at the end: the host would have to wait for a GPU in every step
-    right, images_seen = [], 0
+    totals = torch.zeros(3, device=device)  # stay there until the end: to read them, the host has to wait for a GPU
+    images_seen = 0
     model.train()
-    for images, labels in tqdm(loader, title, unit=" batches", leave=False, file=sys.stdout, mininterval=0.5):
+    for images, targets in tqdm(loader, title, unit=" batches", leave=False, file=sys.stdout, mininterval=0.5):
+        images, targets = images.to(device), targets.to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
             logits = model(images)
-        loss = F.cross_entropy(logits.float(), labels)
+        loss = F.cross_entropy(logits.float(), targets)
         model.zero_grad()
         loss.backward()
         for optimizer, schedule in optimizers:
             optimizer.step()
             schedule.step()
-        loss_sum += loss.detach() * len(images)
+        right, digits = count_right(logits, targets)
+        totals += torch.stack([loss.detach() * len(images), right, digits])
         images_seen += len(images)
-        right.append(is_right(logits, labels))
-    right = torch.cat(right)
-    return loss_sum.item() / images_seen, 100 * right.sum().item() / len(right)
+    loss_sum, right, digits = totals.tolist()
+    return loss_sum / images_seen, 100 * right / digits
 
 
-def is_right(logits: Tensor, labels: Tensor) -> Tensor:
-    """Whether the largest logit is the digit's, for each image that is a digit."""
-    if labels.ndim == 2:  # probabilities, of which an image that is no digit has none of 1
-        logits = logits[labels.amax(1) == 1]
-        labels = labels[labels.amax(1) == 1].argmax(1)
-    return logits.argmax(1) == labels
+def count_right(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """How many of the images whose target is a single digit have their largest logit there, and how many there are."""
+    if targets.ndim == 1:
+        targets = F.one_hot(targets, logits.shape[1])
+    is_digit = targets.amax(1) == 1
+    is_right = logits.argmax(1) == targets.argmax(1)
+    return (is_right & is_digit).sum(), is_digit.sum()
 
 
 @torch.no_grad()
@@ -186,21 +191,20 @@ def evaluate(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> tuple
 
 
 def fit(model: nn.Module, train_loader, val_loader, config: Config) -> list[dict]:
-    """Train `model` and print and return one row per epoch: loss and accuracy (percent) in training and validation.
+    """Train `model`; return one row per epoch: loss and accuracy (percent) in training and in validation.
 
-    In the last epochs the training images are not transformed: the network ends on what it will be tested on. Ctrl-C or
-    the notebook's stop button ends the training early and keeps what there is. FloatingPointError if the loss does.
+    In the last epochs the training loader goes without its transform: the network ends on what it will be tested on.
+    Ctrl-C or the notebook's stop button ends the training early and keeps what there is. Raises FloatingPointError if
+    the training loss is no longer finite.
     """
-    reuse_memory()
-    if next(model.parameters()).device.type != "mps":  # where BatchNorm's gradients are wrong: pytorch/pytorch#175189
-        model.to(memory_format=torch.channels_last)  # in which convolutions are faster
+    make_fast(model)
     optimizers = make_optimizers(model, config, config.epochs * len(train_loader))
     transform = train_loader.transform
     history = []
     try:
         for epoch in range(1, config.epochs + 1):
             start = time.perf_counter()
-            train_loader.transform = transform if epoch <= config.epochs - config.plain_epochs else None
+            train_loader.transform = transform if epoch <= config.augmented_epochs else None
             train_loss, train_accuracy = train_epoch(model, train_loader, optimizers, config, f"epoch {epoch:2}")
             if not math.isfinite(train_loss):
                 raise FloatingPointError(f"the training loss became {train_loss} in epoch {epoch}: try a smaller "
@@ -246,7 +250,7 @@ def check_assignment(model: nn.Module, history: list[dict]) -> list[tuple[str, s
     norms, dropouts, pools = 0, 0, 0
     for name, options, before, after in calls.notes:
         norms += name == "batch_norm"
-        dropouts += "dropout" in name and options["training"] and options["p"] > 0
+        dropouts += "dropout" in name and options.get("training", False) and options.get("p", 0) > 0
         averages = name in ("avg_pool2d", "adaptive_avg_pool2d", "mean") and len(before) == 4
         pools += averages and before[2:].numel() > 1 and after.numel() == before[:2].numel()
     parameters, epochs = count_parameters(model), len(history)
@@ -296,15 +300,15 @@ def save_run(path: str | Path, model: nn.Module, config: Config, history: list[d
     """
     weights = {name.removeprefix("_orig_mod.").removeprefix("module."): value.detach().cpu().contiguous()
                for name, value in model.state_dict().items()}
-    restore(weights)
+    restore(weights)  # raises if `load_run` could not read them
     device = next(model.parameters()).device
     rows = json.loads(json.dumps(history, default=float))  # NumPy's numbers become Python's
     run = {"state_dict": weights, "config": asdict(config), "history": rows,
            "precision": training_precision(config, device), "environment": describe_environment(device)}
     path = Path(path)
-    half = path.with_name(path.name + ".part")
-    torch.save(run, half)
-    half.replace(path)  # so that a full disk leaves the old file whole
+    unfinished = path.with_name(path.name + ".part")
+    torch.save(run, unfinished)
+    unfinished.replace(path)  # so that a full disk leaves the old file whole
 
 
 def load_run(path: str | Path) -> tuple[Net, dict]:

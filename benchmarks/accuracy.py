@@ -34,7 +34,7 @@ from utils import MAX_EPOCHS, ROOT, Config
 
 RECORDS = Path(__file__).with_name("results") / "accuracy.jsonl"
 NO_SHAPE = {"degrees": 0, "translate": 0, "scale": 0, "shear": 0}
-NO_LIGHT = {"light_fraction": 0}
+PLAIN_LOOK = {"light_fraction": 0, "look_fraction": 0, "outlier_fraction": 0}
 
 # What each recipe changes in `Config`, the final recipe; "network" and "width" change the network instead.
 ABLATIONS = {
@@ -42,23 +42,25 @@ ABLATIONS = {
     "without BatchNorm": {"network": "without BatchNorm"},
     "without Dropout": {"dropout": 0},
     "without changes of shape": NO_SHAPE,
-    "without changes of light": NO_LIGHT,
+    "without changes of light": {"light_fraction": 0},
+    "without other looks": {"look_fraction": 0},
+    "without outliers": {"outlier_fraction": 0},
     "with a constant learning rate": {"end_factor": 1},
     "with SGD for Muon": {"optimizer": "sgd", "weight_decay": 0.0002},  # decays weights as much in a step as Muon
     "with a fully connected layer for GAP": {"network": "fully connected for GAP"},
 }
-FEW_EPOCHS = {"batch_size": 64, "muon_lr": 0.03, "sgd_lr": 0.1, "momentum": 0.95, "dropout": 0.005, **NO_LIGHT}
+FEW_EPOCHS = {"batch_size": 64, "muon_lr": 0.03, "sgd_lr": 0.1, "momentum": 0.95, "dropout": 0.005, **PLAIN_LOOK}
 RECIPES = {
     **ABLATIONS,
     # As such assignments are usually solved: SGD at a constant rate, rotation alone.
     "baseline": {"epochs": 10, "batch_size": 128, "optimizer": "sgd", "sgd_lr": 0.01, "end_factor": 1, "momentum": 0.9,
-                 "weight_decay": 0, "dropout": 0.1, **NO_SHAPE, "degrees": 10, **NO_LIGHT, "plain_fraction": 0},
+                 "weight_decay": 0, "dropout": 0.1, **NO_SHAPE, "degrees": 10, **PLAIN_LOOK, "plain_epochs": 0},
     "two epochs": {**FEW_EPOCHS, "epochs": 2},
     "one epoch": {**FEW_EPOCHS, "epochs": 1, "muon_lr": 0.04, "sgd_lr": 0.05, "momentum": 0.9, "dropout": 0.001,
                   "degrees": 2, "translate": 0.02, "scale": 0.03, "shear": 2},
     # Small networks have no capacity to spare: weaker augmentation, hardly any Dropout.
     **{f"width {width}": {"epochs": MAX_EPOCHS - 1, "batch_size": 64, "muon_lr": 0.02, "sgd_lr": 0.05, "momentum": 0.95,
-                          "dropout": 0.001, "degrees": 7, "translate": 0.05, "scale": 0.08, "shear": 6, **NO_LIGHT,
+                          "dropout": 0.001, "degrees": 7, "translate": 0.05, "scale": 0.08, "shear": 6, **PLAIN_LOOK,
                           "width": width} for width in (4, 6, 8, 12)},
 }
 GROUPS = {"parts": ABLATIONS}
@@ -125,7 +127,8 @@ def run(recipe: str, seed: int, split: bool, device: torch.device, keep: bool = 
         images, labels = images[kept], labels[kept]
     else:
         scored = load_mnist(train=False)
-    train_loader = Loader(images, labels, config.batch_size, True, partial(augment, config=config), device)
+    train_loader = Loader(images, labels, config.batch_size, shuffle=True, device=device,
+                          transform=partial(augment, config=config))
     val_loader = Loader(*scored, batch_size=200, device=device)
     utils.set_seed(seed)
     model = build(**network).to(device)

@@ -32,6 +32,7 @@ from utils import describe_environment, get_device, load_run
 
 RESULTS = Path(__file__).with_name("results") / "robustness.json"
 NETWORKS = RESULTS.with_name("networks")
+SURE = 0.8  # the probability from which an answer counts as sure
 
 
 def affine(images: Tensor, angle: float = 0, shift: tuple[int, int] = (0, 0), scale: float = 1) -> Tensor:
@@ -87,6 +88,7 @@ def mnist_form(page: np.ndarray) -> Tensor:
     return torch.from_numpy(np.pad(pixels, [(top, 28 - height - top), (left, 28 - width - left)]))[None]
 
 
+@cache
 def other_handwriting() -> tuple[Tensor, Tensor]:
     """The digits of scikit-learn's `load_digits`, 1,797 scans reduced to 8×8 pixels, in the form of MNIST's images.
 
@@ -94,7 +96,7 @@ def other_handwriting() -> tuple[Tensor, Tensor]:
     """
     from sklearn.datasets import load_digits
     data = load_digits()
-    return torch.stack([mnist_form(page) for page in data.images]), torch.from_numpy(data.target)
+    return in_mnist_form(list(data.images)), torch.from_numpy(data.target)
 
 
 LETTERS = "ACEFHJKMNPRTUVWXYZcdefhkmnprtuvwxyz%&@#?$+=<>*"  # without those that may be a digit, such as O, l, S or q
@@ -127,20 +129,35 @@ def scribbles(count: int) -> list[np.ndarray]:
     return pages
 
 
+def two_digits(images: Tensor, labels: Tensor) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Pages with two of the images (N, 1, 28, 28) in [0, 1] side by side, and over each other; up to 500 of each."""
+    digits = images[labels != 1, 0].cpu().numpy()  # a 1 may pass for a stroke of the other digit
+    labels = labels[labels != 1].cpu().numpy()
+    half = min(500, len(digits) // 2)
+    first, second = digits[:half], digits[half:2 * half]
+    differ = labels[:half] != labels[half:2 * half]
+    side_by_side = np.concatenate([first[:, :, 4:24], second[:, :, 4:24]], axis=2)
+    return list(side_by_side), list(np.maximum(first, second)[differ])
+
+
 @cache
-def non_digits() -> dict[str, Tensor]:
-    """Images (N, 1, 28, 28) in [0, 1] of what is no digit, in MNIST's form; those of two digits are test images'."""
-    images, labels = load_mnist(train=False)
-    digits = images[labels != 1][:1000, 0].numpy() / 255  # a 1 may pass for a stroke of the other digit
-    labels = labels[labels != 1][:1000].numpy()
-    differ = labels[:500] != labels[500:]
-    pages = {
-        "printed letters and signs": letters(),
-        "scribbles": scribbles(500),
-        "two digits side by side": list(np.concatenate([digits[:500, :, 4:24], digits[500:, :, 4:24]], axis=2)),
-        "two digits over each other": list(np.maximum(digits[:500], digits[500:])[differ]),
-    }
-    return {name: torch.stack([mnist_form(page) for page in group]) for name, group in pages.items()}
+def drawn_non_digits() -> tuple[Tensor, Tensor]:
+    """Letters and scribbles in MNIST's form."""
+    return in_mnist_form(letters()), in_mnist_form(scribbles(500))
+
+
+def non_digits(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Images (N, 1, 28, 28) in [0, 1] of what is no single digit, in MNIST's form; two digits are two of `images`."""
+    side_by_side, over_each_other = two_digits(images, labels)
+    printed, scribbled = drawn_non_digits()
+    return {"printed letters and signs": printed, "scribbles": scribbled,
+            "two digits side by side": in_mnist_form(side_by_side),
+            "two digits over each other": in_mnist_form(over_each_other)}
+
+
+def in_mnist_form(pages: list[np.ndarray]) -> Tensor:
+    """Pages (H, W) in MNIST's form (N, 1, 28, 28)."""
+    return torch.stack([mnist_form(page) for page in pages])
 
 
 @torch.no_grad()
@@ -163,14 +180,11 @@ def distorted_accuracy(model: nn.Module, images: Tensor, labels: Tensor, name: s
     return statistics.mean(accuracy(model, variant, labels) for variant in DISTORTIONS[name][1](images, strength))
 
 
-SURE = 0.8  # the probability from which an answer counts as sure
-
-
 def measure_sure(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
     """Percent of float images of digits that are answered rightly and surely, and of non-digits answered surely."""
     predicted, confidence = classify(model, images)
     shares = {"digits, rightly": (predicted == labels.cpu()) & (confidence > SURE)}
-    for name, group in non_digits().items():
+    for name, group in non_digits(images, labels).items():
         shares[name] = classify(model, group)[1] > SURE
     return {name: round(100 * share.float().mean().item(), 4) for name, share in shares.items()}
 
@@ -225,7 +239,8 @@ def main() -> None:
             "load_digits": accuracy(model, *other_handwriting()),
             "mnist_c": {name: accuracy(model, *data) for name, data in corruptions.items()},
             "sure": measure_sure(model, images, labels)}
-    results = {"cases": cases, "networks": networks, "non_digits": {n: len(g) for n, g in non_digits().items()},
+    results = {"cases": cases, "networks": networks,
+               "non_digits": {name: len(group) for name, group in non_digits(images, labels).items()},
                "mnist_c_images": {name: len(data[1]) for name, data in corruptions.items()},
                "environment": describe_environment(device)}
     RESULTS.write_text(json.dumps(results) + "\n", encoding="utf-8")

@@ -54,7 +54,7 @@ def test_looks_change_nearly_every_image_and_stay_in_range(images, change):
 def test_augmentation_changes_the_share_asked_and_adds_outliers(images, train_set):
     labels, still = train_set[1][:2000], {**STILL, "outlier_fraction": 0.03}
     for share in 0, 0.5, 1:
-        batch, targets = augment(images, labels, Config(**still, look_fraction=share))
+        batch, targets = augment(images, labels, Config(**still, light_fraction=share / 2, look_fraction=share / 2))
         assert batch.shape == (2060, *IMAGE_SHAPE) and targets.shape == (2060, 10)
         changed = ((batch[:2000] - images).abs().amax((1, 2, 3)) > 1e-3).float().mean().item()
         assert changed == pytest.approx(share, abs=0.05)
@@ -156,8 +156,8 @@ def test_loader_refuses_what_would_train_garbage(train_set, change):
 
 def test_batches_are_made_on_the_device_of_the_images():
     """Whatever a loader makes is on that device: here on one that only knows shapes."""
-    loader = Loader(torch.zeros(100, *IMAGE_SHAPE, dtype=torch.uint8), torch.zeros(100, dtype=torch.int64), 64, True,
-                    partial(augment, config=Config()), "meta")
+    loader = Loader(torch.zeros(100, *IMAGE_SHAPE, dtype=torch.uint8), torch.zeros(100, dtype=torch.int64), 64,
+                    shuffle=True, transform=partial(augment, config=Config()), device="meta")
     for images, labels in loader:
         assert images.device.type == labels.device.type == "meta"
 

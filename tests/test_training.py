@@ -26,7 +26,7 @@ def loaders(train_set, test_set):
 
     def make(config):
         transform = partial(augment, config=config)
-        return (Loader(train_set[0][:600], train_set[1][:600], config.batch_size, True, transform),
+        return (Loader(train_set[0][:600], train_set[1][:600], config.batch_size, shuffle=True, transform=transform),
                 Loader(test_set[0][:500], test_set[1][:500], 200))
 
     return make
@@ -63,7 +63,7 @@ def test_same_seed_same_run(loaders):
 
 
 def test_loop_by_hand_ends_in_the_weights_of_fit(loaders):
-    config = Config(epochs=2, batch_size=50, precision="float32", plain_fraction=0.5)
+    config = Config(epochs=2, batch_size=50, precision="float32", plain_epochs=1)
     expected, _ = train(loaders, config)
     loader, _ = loaders(config)
     set_seed(0)
@@ -102,13 +102,13 @@ def test_precision_is_for_the_layers_of_training_alone(loaders, precision):
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
-def test_probabilities_serve_as_labels_and_non_digits_count_in_no_accuracy():
+def test_probabilities_serve_as_targets_and_non_digits_count_in_no_accuracy():
     logits = torch.eye(10)[:4]
     labels = torch.tensor([0, 1, 3, 3])
-    assert utils.is_right(logits, labels).tolist() == [True, True, False, True]
+    assert [n.item() for n in utils.count_right(logits, labels)] == [3, 4]
     targets = F.one_hot(labels, 10).float()
     targets[1] = 0.1
-    assert utils.is_right(logits, targets).tolist() == [True, False, True]
+    assert [n.item() for n in utils.count_right(logits, targets)] == [2, 3]
 
 
 def test_evaluation_counts_exactly_from_any_loader(loaders, train_set):
