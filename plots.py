@@ -8,6 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator
+from PIL import Image
 from torch import Tensor
 
 from model import IMAGE_SHAPE, NUM_CLASSES, LayerRow
@@ -209,4 +210,18 @@ def plot_preparation(steps: dict[str, np.ndarray], probabilities: Tensor) -> Fig
     axes[-1].set(xticks=range(NUM_CLASSES), yticks=[], ylim=(0, 1))
     axes[-1].set_title(f"predicted: {int(probabilities.argmax())}", fontsize=10)
     axes[-1].tick_params(labelsize=8)
+    return figure
+
+
+def plot_reading(image: Image.Image, answers: list[tuple[int, Tensor, tuple[float, ...]]]) -> Figure:
+    """Draw a picture with the box, the digit and its probability of each answer of `handwriting.predict_digits`."""
+    figure, axis = plt.subplots(figsize=(FIGURE_WIDTH, FIGURE_WIDTH * image.height / image.width))
+    axis.imshow(image)
+    axis.set_axis_off()
+    for digit, probabilities, box in answers:
+        left, right = box[0] * image.width, box[2] * image.width
+        top, bottom = box[1] * image.height, box[3] * image.height
+        axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=BLUE, linewidth=1.5))
+        axis.annotate(f"{digit}\n{probabilities[digit]:.0%}", ((left + right) / 2, bottom), xytext=(0, -3),
+                      textcoords="offset points", ha="center", va="top", color=BLUE)
     return figure

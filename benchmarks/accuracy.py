@@ -287,6 +287,7 @@ def main() -> None:
         commands.append([sys.executable, "-m", "benchmarks.accuracy", name, "--seeds=1", f"--first-seed={seed}",
                          "--processes=1", f"--device={device.type}", *["--split"] * options.split,
                          *["--keep"] * options.keep, *(["--set", *changes] if changes else [])])
+    load_mnist(train=True)  # unpacks the archives once, before several processes read them
     recorded = run_side_by_side(commands, options.processes)
     for recipe in recipes:
         print(f"{recipe}: {summarise(select(read_records(), recipe, options.split, platforms[recipe]))}")
