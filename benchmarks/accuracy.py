@@ -177,14 +177,14 @@ def platform(record: dict) -> str:
     return f"{record['device'].split()[0]}, {record['precision']}"
 
 
-def select(records: list[dict], recipe: str, split: bool = False, where: str = "CPU, bfloat16") -> list[dict]:
+def select(records: list[dict], recipe: str, split: bool = False, on: str = "CPU, bfloat16") -> list[dict]:
     """The records with a recipe's present settings, made on one platform, the last of each seed, ordered by seed."""
     config, network = read_recipe(recipe)
     wanted = {**asdict(config), **network}
     del wanted["seed"], wanted["precision"]
     scored = "held-out training images" if split else "test images"
     found = {r["seed"]: r for r in records
-             if r["settings"] == wanted and r["scored"] == scored and platform(r) == where}
+             if r["settings"] == wanted and r["scored"] == scored and platform(r) == on}
     return [found[seed] for seed in sorted(found)]
 
 
@@ -252,6 +252,45 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     return options, recipes
 
 
+def jobs_to_do(options: argparse.Namespace, recipes: list[str], device: torch.device) -> list[tuple[str, int]]:
+    """The recipes and seeds that are asked for and not on record."""
+    records, jobs = read_records(), []
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
+        for recipe in recipes:
+            done = [r["seed"] for r in select(records, recipe, options.split, expected_platform(recipe, device))]
+            network_missing = options.keep and not (NETWORKS / f"{recipe}-{seed}.pt").exists()
+            if seed not in done or network_missing:
+                jobs.append((recipe, seed))
+    return jobs
+
+
+def expected_platform(recipe: str, device: torch.device) -> str:
+    """The platform that a new run of the recipe will have."""
+    return f"{device.type.upper()}, {utils.training_precision(read_recipe(recipe)[0], device)}"
+
+
+def train_here(jobs: list[tuple[str, int]], options: argparse.Namespace, device: torch.device) -> None:
+    """Train and record one run after the other in this process."""
+    for recipe, seed in jobs:
+        record = run(recipe, seed, options.split, device, options.keep)
+        append_record(record)
+        print(f"{recipe}, seed {seed}: {record['accuracy'][-1]:.2f} % in {record['seconds']:.0f} s", flush=True)
+
+
+def command_for(recipe: str, seed: int, options: argparse.Namespace) -> list[str]:
+    """The command that trains and records one run."""
+    name, *changes = recipe.split(", ")
+    command = [sys.executable, "-m", "benchmarks.accuracy", name, "--seeds=1", f"--first-seed={seed}", "--processes=1",
+               f"--device={options.device}"]
+    if options.split:
+        command.append("--split")
+    if options.keep:
+        command.append("--keep")
+    if changes:
+        command += ["--set", *changes]
+    return command
+
+
 def run_side_by_side(commands: list[list[str]], processes: int) -> list[bool]:
     """Whether each command has succeeded; each has a process of its own, of one thread, and none ends another."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
@@ -265,34 +304,17 @@ def run_side_by_side(commands: list[list[str]], processes: int) -> list[bool]:
 
 def main() -> None:
     options, recipes = parse_arguments()
-    device, records = torch.device(options.device), read_records()
-    platforms = {recipe: f"{device.type.upper()}, {utils.training_precision(read_recipe(recipe)[0], device)}"
-                 for recipe in recipes}
-    jobs = []
-    for seed in range(options.first_seed, options.first_seed + options.seeds):
-        for recipe in recipes:
-            done = [r["seed"] for r in select(records, recipe, options.split, platforms[recipe])]
-            missing = options.keep and not (NETWORKS / f"{recipe}-{seed}.pt").exists()
-            if missing or seed not in done:
-                jobs.append((recipe, seed))
+    device = torch.device(options.device)
+    jobs = jobs_to_do(options, recipes, device)
     if options.processes == 1:
-        for recipe, seed in jobs:
-            record = run(recipe, seed, options.split, device, options.keep)
-            append_record(record)
-            print(f"{recipe}, seed {seed}: {record['accuracy'][-1]:.2f} % in {record['seconds']:.0f} s", flush=True)
-        return
-    commands = []
-    for recipe, seed in jobs:
-        name, *changes = recipe.split(", ")
-        commands.append([sys.executable, "-m", "benchmarks.accuracy", name, "--seeds=1", f"--first-seed={seed}",
-                         "--processes=1", f"--device={device.type}", *["--split"] * options.split,
-                         *["--keep"] * options.keep, *(["--set", *changes] if changes else [])])
-    load_mnist(train=True)  # unpacks the archives once, before several processes read them
-    recorded = run_side_by_side(commands, options.processes)
+        train_here(jobs, options, device)
+    else:
+        load_mnist(train=True)  # unpacks the archives once, before several processes read them
+        recorded = run_side_by_side([command_for(*job, options) for job in jobs], options.processes)
+        if not all(recorded):
+            sys.exit(f"{recorded.count(False)} of {len(jobs)} runs failed: the same command tries them again")
     for recipe in recipes:
-        print(f"{recipe}: {summarise(select(read_records(), recipe, options.split, platforms[recipe]))}")
-    if not all(recorded):
-        sys.exit(f"{recorded.count(False)} of {len(jobs)} runs failed: the same command tries them again")
+        print(f"{recipe}: {summarise(select(read_records(), recipe, options.split, expected_platform(recipe, device)))}")
 
 
 if __name__ == "__main__":

@@ -54,10 +54,10 @@ def test_run_is_recorded_whole_and_found_again(monkeypatch, tmp_path, train_set,
     records = accuracy.read_records(path)
     assert len(records) == 3
     where = accuracy.platform(done)
-    found = accuracy.select(records, recipe, where=where)
+    found = accuracy.select(records, recipe, on=where)
     assert [r["seed"] for r in found] == [3, 7] and found[0] == json.loads(json.dumps(done))
-    assert [r["train_images"] for r in accuracy.select(records, recipe, split=True, where=where)] == [1000]
-    assert accuracy.select(records, "final", where=where) == []
+    assert [r["train_images"] for r in accuracy.select(records, recipe, split=True, on=where)] == [1000]
+    assert accuracy.select(records, "final", on=where) == []
     _, run = utils.load_run(tmp_path / f"{recipe}-3.pt")
     assert run["history"][-1]["val_accuracy"] == done["accuracy"][-1]
     assert done["distorted"].keys() == {f"{name} {strength}" for name, strength in robustness.SAMPLE}
