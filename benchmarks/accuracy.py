@@ -314,7 +314,8 @@ def main() -> None:
         if not all(recorded):
             sys.exit(f"{recorded.count(False)} of {len(jobs)} runs failed: the same command tries them again")
     for recipe in recipes:
-        print(f"{recipe}: {summarise(select(read_records(), recipe, options.split, expected_platform(recipe, device)))}")
+        runs = select(read_records(), recipe, options.split, expected_platform(recipe, device))
+        print(f"{recipe}: {summarise(runs)}")
 
 
 if __name__ == "__main__":

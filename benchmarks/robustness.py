@@ -73,7 +73,8 @@ SAMPLE = [("shift (pixels)", 5), ("rotation (degrees)", 30), ("scale (factor)", 
 def mnist_form(page: np.ndarray) -> Tensor:
     """Bring what is bright on a page (H, W) to MNIST's form (1, 28, 28), as LeCun, Cortes and Burges describe it.
 
-    The box of the ink becomes 20 pixels high or wide, and its centre of mass comes to the middle of the image.
+    The box of the ink becomes 20 pixels high or wide, and its centre of mass comes to the middle of the image, or half a
+    pixel beyond, where it lies in MNIST.
     """
     image = Image.fromarray(np.uint8(255 * (page / page.max())))
     image = image.crop(image.point(lambda value: 255 * (value > 25)).getbbox())
@@ -83,8 +84,8 @@ def mnist_form(page: np.ndarray) -> Tensor:
     pixels = pixels / pixels.max()
     height, width = pixels.shape
     y, x = np.indices(pixels.shape) + 0.5
-    top = min(max(round(14 - np.average(y, weights=pixels)), 0), 28 - height)
-    left = min(max(round(14 - np.average(x, weights=pixels)), 0), 28 - width)
+    top = min(max(round(14.5 - np.average(y, weights=pixels)), 0), 28 - height)
+    left = min(max(round(14.5 - np.average(x, weights=pixels)), 0), 28 - width)
     return torch.from_numpy(np.pad(pixels, [(top, 28 - height - top), (left, 28 - width - left)]))[None]
 
 
