@@ -183,24 +183,6 @@ def plot_class_maps(images: Tensor, maps: Tensor, titles: list[str]) -> Figure:
     return figure
 
 
-def plot_maps(image: Tensor, maps: dict[str, Tensor]) -> Figure:
-    """Draw an image (H, W), and below it the first six maps (C, H, W) that each part of a network returns."""
-    figure, axes = plt.subplots(len(maps) + 1, 6, figsize=(FIGURE_WIDTH, 0.85 * (len(maps) + 1)))
-    for axis in axes.flat:
-        axis.set_axis_off()
-    show_image(axes[0, 0], image)
-    axes[0, 0].set_axis_on()
-    for row, (name, values) in zip(axes[1:], maps.items(), strict=True):
-        limit = values.abs().max().item()
-        for axis, value in zip(row, values, strict=False):
-            axis.set_axis_on()
-            show_image(axis, value, cmap="PuOr_r", vmin=-limit, vmax=limit)
-        row[0].set_ylabel(name, rotation="horizontal", ha="right", va="center")
-    bar = figure.colorbar(plt.cm.ScalarMappable(plt.Normalize(-1, 1), "PuOr_r"), ax=axes, shrink=0.5, ticks=[-1, 0, 1])
-    bar.set_ticklabels(["negative", "0", "positive"])
-    return figure
-
-
 def plot_preparation(steps: dict[str, np.ndarray], probabilities: Tensor) -> Figure:
     """Draw the steps (H, W) of the preparation of a photo, and the ten probabilities."""
     figure, axes = plt.subplots(1, len(steps) + 1, figsize=(FIGURE_WIDTH, FIGURE_WIDTH / (len(steps) + 1) + 0.3))
