@@ -73,7 +73,7 @@ SAMPLE = [("shift (pixels)", 5), ("rotation (degrees)", 30), ("scale (factor)", 
 def mnist_form(page: np.ndarray) -> Tensor:
     """Bring what is bright on a page (H, W) to MNIST's form (1, 28, 28), as LeCun, Cortes and Burges describe it.
 
-    The box of the ink becomes 20 pixels high or wide, and its centre of mass comes to the middle of the image, or half a
+    The box of the ink becomes 20 pixels high or wide; its centre of mass comes to the middle of the image, or half a
     pixel beyond, where it lies in MNIST.
     """
     image = Image.fromarray(np.uint8(255 * (page / page.max())))
