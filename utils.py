@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -45,7 +46,7 @@ class Config:
     translate: float = 0.08  # shift along each axis, either way, as a share of the image's side
     scale: float = 0.14  # zoom along each axis, either way, as a share of the digit's size
     shear: float = 10  # degrees by which vertical strokes lean, either way
-    light_fraction: float = 0.2  # share of the images that are seen in another light, by the next three
+    light_fraction: float = 0.25  # share of the images that are seen in another light, by the next three
     blur: float = 1.2  # up to this standard deviation, in pixels
     contrast: float = 0.6  # contrast lost at most, as a share; the ground grows lighter by up to what is lost
     noise: float = 0.25  # up to this standard deviation, black to white being 1
@@ -53,7 +54,7 @@ class Config:
     filtering: float = 1  # largest share of a random filter's response
     lines: float = 1  # largest brightness of a line across the digit
     inversion: float = 1  # how far a strip across the image is inverted
-    outlier_fraction: float = 0.08  # images added that are no single digit, as a share of the batch
+    outlier_fraction: float = 0.06  # images added that are no single digit, as a share of the batch
     plain_epochs: int = 2  # epochs at the end, but not the first, whose images are shown as they are
     precision: str = "auto"  # of training: "float32", "bfloat16", or "auto" for the faster on the device
     seed: int = 0  # start of all random numbers
@@ -193,8 +194,8 @@ def evaluate(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> tuple
 def fit(model: nn.Module, train_loader, val_loader, config: Config) -> list[dict]:
     """Train `model`; return one row per epoch: loss and accuracy (percent) in training and in validation.
 
-    In the last epochs the training loader goes without its transform: the network ends on what it will be tested on.
-    Ctrl-C or the notebook's stop button ends the training early and keeps what there is. Raises FloatingPointError if
+    In the last epochs the transform of the training loader is called with `plain=True`: the network ends on images as
+    they are, since it will be tested on such. Ctrl-C or the notebook's stop button ends the training early and keeps what there is. Raises FloatingPointError if
     the training loss is no longer finite.
     """
     make_fast(model)
@@ -204,7 +205,8 @@ def fit(model: nn.Module, train_loader, val_loader, config: Config) -> list[dict
     try:
         for epoch in range(1, config.epochs + 1):
             start = time.perf_counter()
-            train_loader.transform = transform if epoch <= config.augmented_epochs else None
+            if transform is not None and epoch > config.augmented_epochs:
+                train_loader.transform = partial(transform, plain=True)
             train_loss, train_accuracy = train_epoch(model, train_loader, optimizers, config, f"epoch {epoch:2}")
             if not math.isfinite(train_loss):
                 raise FloatingPointError(f"the training loss became {train_loss} in epoch {epoch}: try a smaller "
