@@ -195,8 +195,8 @@ def fit(model: nn.Module, train_loader, val_loader, config: Config) -> list[dict
     """Train `model`; return one row per epoch: loss and accuracy (percent) in training and in validation.
 
     In the last epochs the transform of the training loader is called with `plain=True`: the network ends on images as
-    they are, since it will be tested on such. Ctrl-C or the notebook's stop button ends the training early and keeps what there is. Raises FloatingPointError if
-    the training loss is no longer finite.
+    they are, since it will be tested on such. Ctrl-C or the notebook's stop button ends the training early and keeps
+    what there is. Raises FloatingPointError if the training loss is no longer finite.
     """
     make_fast(model)
     optimizers = make_optimizers(model, config, config.epochs * len(train_loader))
