@@ -1,7 +1,6 @@
 """Read handwritten digits in photographs, scans and drawings with a network that knows MNIST only.
 
-The steps: `open_image` and `load_colours` → `missing_light` → `find_ink` → `remove_lines` → `clear_parts`, each of which
-becomes a `Mark` in MNIST's form (`to_mnist`) that the network classifies → `drop_frames` → `join_broken` →
+The steps: `load_colours` → `missing_light` → `find_ink` → `remove_lines` → `clear_parts`, each of which becomes a `Mark` in MNIST's form (`to_mnist`) that the network classifies → `drop_frames` → `join_broken` →
 `split_touching` → `choose_marks` → `reading_order`. Lengths are shares of the image's longer side, the `side`.
 """
 
@@ -40,7 +39,7 @@ def open_image(picture: Picture) -> Image.Image:
             image.draft(None, (750, 750))  # of 12 megapixels, a JPEG is then decoded at 1008×756, which saves time
             image.load()
         except Image.UnidentifiedImageError as error:
-            raise ValueError("not an image that Pillow can open (HEIC and PDF are not): save it as JPEG or PNG") from error
+            raise ValueError("Pillow cannot open this (nor HEIC or PDF): save it as JPEG or PNG") from error
         except (SyntaxError, EOFError, TypeError) as error:
             raise ValueError(f"the image is damaged, or open as text ({error})") from error
     elif isinstance(picture, Image.Image):
@@ -212,7 +211,7 @@ def remove_lines(mask: np.ndarray) -> tuple[np.ndarray, float]:
     for _ in range(2):  # horizontal, then vertical lines
         lines = find_lines(mask, 0.1 * side, 0.015 * side, 0.1 * side)
         lines = [line for line in lines if line.bbox[1] < 3 or line.bbox[3] > mask.shape[1] - 3]
-        thick += map(thickness, lines)
+        thick += [thickness(line) for line in lines if line.image.shape[1] > 0.8 * mask.shape[1]]
         mask = erase(mask, lines).T
     return mask, float(np.median(thick[1:] or thick))
 
@@ -227,15 +226,26 @@ def stroke_width(mask: np.ndarray) -> float:
 def clear_parts(mask: np.ndarray, share: np.ndarray, lines: float) -> list:
     """The connected parts of the ink that may be digits, as regions.
 
-    Dust is smaller; what shines through, dots and creases are fainter (pencil beside pen: 0.5 of the strongest, the
-    back of a page: 0.15); the end of a shadow is less sharp; the rest of a ruled line is as thin as the `lines` were.
+    Dust is smaller; what lies at the edge of the image, beside whole parts, is something else; the rest of a ruled line
+    is as thin as the `lines`; dots, creases and the back of the page are fainter (0.15 of the strongest; pencil beside
+    pen 0.5); the end of a shadow is less sharp.
     """
-    parts = regionprops(label(mask, connectivity=2), intensity_image=share)
-    parts = [part for part in parts if max(part.image.shape) >= 0.02 * max(mask.shape)]
-    parts = [part for part in parts if not lines or stroke_width(part.image) > 1.3 * lines or
-             part.area > 0.3 * part.area_bbox > 0 and min(part.image.shape) > 6 * lines]
+    def at_edge(part) -> bool:
+        top, left, bottom, right = part.bbox
+        return min(top, left) == 0 or bottom == mask.shape[0] or right == mask.shape[1]
+
+    def longer(part) -> int:
+        return max(part.image.shape)
+
+    near = ndimage.binary_dilation(mask, iterations=2)  # gaps of four pixels do not divide
+    parts = [part for part in regionprops(label(near) * mask, intensity_image=share)
+             if longer(part) >= 0.02 * max(mask.shape) and min(part.image.shape) >= 2.5 * lines]
     strong = [np.percentile(part.image_intensity[part.image], 75) for part in parts]
     parts = [part for part, value in zip(parts, strong, strict=True) if value > 0.25 * max(strong)]
+    whole = max([longer(part) for part in parts if not at_edge(part)], default=0)
+    least = max([longer(part) for part in parts], default=0) + 1 if 3 * whole > max(
+        [longer(part) for part in parts], default=0) else 0.3 * max(mask.shape)
+    parts = [part for part in parts if not at_edge(part) or longer(part) >= least]
     slope = ndimage.gaussian_gradient_magnitude(share, 1)
     outlines = [part.image & ~ndimage.binary_erosion(part.image) for part in parts]
     sharp = [np.median(slope[part.slice][outline]) / part.intensity_max
@@ -249,7 +259,8 @@ def to_mnist(ink: np.ndarray) -> np.ndarray:
     At 80 pixels the outline is moved so that strokes are as wide as MNIST's, 2.3 to 3.4 of 20 pixels. Then, as LeCun,
     Cortes and Burges describe it, the longer side gets 20 pixels, and the centre of mass the middle.
     """
-    solid = np.pad(resize(ink, tuple(max(1, round(length * 80 / max(ink.shape))) for length in ink.shape)) > 0.5, 16)
+    ink = ndimage.maximum_filter(ink, max(1, max(ink.shape) // 80))  # so that thin lines are not lost
+    solid = np.pad(shrink(ink, 80) > 0.5, 16)
     if not solid.any():
         return np.zeros((28, 28), np.float32)
     width = stroke_width(solid)
@@ -267,30 +278,18 @@ def to_mnist(ink: np.ndarray) -> np.ndarray:
 
 
 class Mark(NamedTuple):
-    """What may be a digit: its place in pixels, its ink within it, its form (28, 28), and the probabilities (10,)."""
+    """What may be a digit: its box in pixels, its ink there, its form (28, 28), and its probabilities (10,)."""
 
     top: int
     left: int
+    bottom: int
+    right: int
     mask: np.ndarray
     ink: np.ndarray
     digit: np.ndarray
     probabilities: Tensor
-
-    @property
-    def bottom(self) -> int:
-        return self.top + self.mask.shape[0]
-
-    @property
-    def right(self) -> int:
-        return self.left + self.mask.shape[1]
-
-    @property
-    def size(self) -> int:
-        return max(self.mask.shape)
-
-    @property
-    def sure(self) -> float:
-        return self.probabilities.max().item()
+    sure: float  # the largest of these
+    size: int  # pixels of its longer side
 
 
 @cache
@@ -316,7 +315,9 @@ class Page:
         digit = to_mnist(ink)
         images = normalise(torch.from_numpy(digit).view(1, *IMAGE_SHAPE))
         logits, _ = predict(self.model, [(images, torch.zeros(1))])
-        return Mark(top, left, mask, ink, digit, logits[0].softmax(0).cpu())
+        probabilities = logits[0].softmax(0).cpu()
+        bottom, right = top + mask.shape[0], left + mask.shape[1]
+        return Mark(top, left, bottom, right, mask, ink, digit, probabilities, probabilities.max().item(), max(mask.shape))
 
     def marks(self, mask: np.ndarray, top: int, left: int, smallest: float) -> list[Mark]:
         """The connected parts of a mask as marks."""
@@ -443,25 +444,15 @@ def split_touching(page: Page, marks: list[Mark]) -> list[Mark]:
     return result
 
 
-def choose_marks(marks: list[Mark], shape: tuple[int, int]) -> list[Mark]:
-    """The marks of a digit's size: judged by the largest one of which the network is sure, and not by the image."""
-    def at_edge(mark: Mark) -> bool:
-        return min(mark.top, mark.left) == 0 or mark.bottom == shape[0] or mark.right == shape[1]
-
+def choose_marks(marks: list[Mark]) -> list[Mark]:
+    """The marks of a digit's size, as the largest shows of which the network is sure; and no rules."""
     def is_bar(mark: Mark) -> bool:
         return mark.mask.shape[1] < 0.2 * mark.mask.shape[0]
 
-    whole = [mark for mark in marks if not at_edge(mark)]
-    largest = max([mark.size for mark in marks], default=0)
-    if max([mark.size for mark in whole], default=0) > largest / 3:
-        marks = whole
-    else:
-        marks = [mark for mark in marks if mark in whole or mark.size > 0.3 * max(shape)]
     others = [mark for mark in marks if not is_bar(mark)]
-    usual = max(others or marks, key=lambda mark: mark.size * mark.sure, default=None)
-    return [mark for mark in marks if mark.size > 0.35 * usual.size
-            and mark.mask.shape[1] < 3 * mark.mask.shape[0]
-            and not (others and is_bar(mark) and mark.size > 1.6 * usual.size)]
+    usual = max([mark.size * mark.sure for mark in others or marks], default=0)
+    return [mark for mark in marks if mark.size > 0.35 * usual and mark.mask.shape[1] < 3 * mark.mask.shape[0]
+            and not (others and is_bar(mark) and mark.size > 1.6 * usual)]
 
 
 def reading_order(marks: list[Mark]) -> list[Mark]:
@@ -504,7 +495,7 @@ def prepare_digits(image: Picture, model: nn.Module | None = None) -> tuple[list
     page = Page(strength, model)
     marks = drop_frames(page, [page.mark(*part.bbox[:2], part.image) for part in parts], 0.02 * max(ink.shape))
     marks = split_touching(page, join_broken(page, marks))
-    marks = reading_order(choose_marks(marks, ink.shape))
+    marks = reading_order(choose_marks(marks))
     if not marks:
         raise ValueError("no digit: " + ("only lines, edges or specks are darker than the paper" if ink.any() else
                                          "nothing is darker than the paper"))
