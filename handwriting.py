@@ -161,7 +161,7 @@ def missing_light(colours: np.ndarray) -> np.ndarray:
         share = ((colours - high) / (1 - high).clip(0.3)).max(axis=0)
     else:
         share = ((low - colours) / low.clip(0.2)).max(axis=0)
-    return ndimage.gaussian_filter(share.clip(0, 1), max(shape) / 1000)
+    return ndimage.gaussian_filter(share.clip(0, 1), 1)
 
 
 def find_ink(share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -172,7 +172,7 @@ def find_ink(share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     side = max(share.shape)
     strength = share / np.maximum(ndimage.maximum_filter(share, int(0.02 * side) * 2 + 1), 1e-3)
     grain = ndimage.uniform_filter(np.minimum(share, 0.1), int(0.1 * side))
-    visible = share > np.maximum(0.05, 3 * grain)
+    visible = share > np.maximum(0.05, 4 * grain)
     return strength, apply_hysteresis_threshold(np.where(visible, strength, 0), 0.2, 0.35)
 
 
@@ -239,9 +239,9 @@ def clear_parts(mask: np.ndarray, share: np.ndarray, lines: float) -> list:
 
     near = ndimage.binary_dilation(mask, iterations=2)  # gaps of four pixels do not divide
     parts = [part for part in regionprops(label(near) * mask, intensity_image=share)
-             if longer(part) >= 0.02 * max(mask.shape) and min(part.image.shape) >= 2.5 * lines]
+             if longer(part) >= max(12, 0.02 * max(mask.shape)) and min(part.image.shape) >= 2.5 * lines]
     strong = [np.percentile(part.image_intensity[part.image], 75) for part in parts]
-    parts = [part for part, value in zip(parts, strong, strict=True) if value > 0.25 * max(strong)]
+    parts = [part for part, value in zip(parts, strong, strict=True) if value > 0.2 * max(strong)]
     whole = max([longer(part) for part in parts if not at_edge(part)], default=0)
     least = max([longer(part) for part in parts], default=0) + 1 if 3 * whole > max(
         [longer(part) for part in parts], default=0) else 0.3 * max(mask.shape)
