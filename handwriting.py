@@ -1,12 +1,13 @@
 """Read handwritten digits in photographs, scans and drawings with a network that knows MNIST only.
 
-The steps: `load_colours` → `missing_light` → `find_ink` → `remove_lines` → `clear_parts`, each of which becomes a `Mark` in MNIST's form (`to_mnist`) that the network classifies → `drop_frames` → `join_broken` →
-`split_touching` → `choose_marks` → `reading_order`. Lengths are shares of the image's longer side, the `side`.
+The steps: `load_colours` → `missing_light` → `find_ink` → `remove_lines` → `clear_parts`, each of which becomes a `Mark`
+that the network classifies → `drop_frames` → `join_broken` → `split_touching` → `choose_marks` → `reading_order`.
 """
 
 import base64
 import io
 import os
+from contextlib import suppress
 from functools import cache
 from typing import BinaryIO, NamedTuple
 
@@ -17,11 +18,11 @@ from scipy import ndimage
 from skimage.filters import apply_hysteresis_threshold, rank, threshold_otsu
 from skimage.measure import label, regionprops
 from skimage.morphology import disk
+from skimage.segmentation import clear_border
 from torch import Tensor, nn
 
 from model import IMAGE_SHAPE
-from utils import ROOT, load_run, predict
-from utils import normalise
+from utils import ROOT, load_run, normalise, predict
 
 Picture = Image.Image | np.ndarray | Tensor | str | os.PathLike | bytes | BinaryIO
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in shares of the image's width and height
@@ -48,10 +49,8 @@ def open_image(picture: Picture) -> Image.Image:
         image = array_image(picture)
     if not min(image.size):
         raise ValueError("the image has no pixels")
-    try:
+    with suppress(SyntaxError):  # of damaged EXIF data
         image = ImageOps.exif_transpose(image)
-    except SyntaxError:  # its EXIF data are damaged, the image is not
-        pass
     return array_image(np.asarray(image)) if image.mode[0] in "IF" else image  # these have more than 8 bits
 
 
@@ -70,12 +69,9 @@ def array_image(array: np.ndarray | Tensor) -> Image.Image:
     low, high = float(pixels.min()), float(pixels.max())
     if not np.isfinite([low, high]).all():
         raise ValueError("the image has values that are not finite")
-    # Below 0, the image is normalised; a little more than 1 or 255 comes from interpolation
-    top = next((top for top in (1, 255, 1023, 4095, 65535) if high <= 1.1 * top), high)
-    if low < -0.1:
-        top = high
-    low = min(low, 0) if low < -0.1 else 0
-    bytes_ = ((pixels.astype(np.float32) - low) * (255 / max(top - low, 1e-6))).clip(0, 255).astype(np.uint8)
+    if low > -0.1:  # it is not normalised; a little more than 1 or 255 comes from interpolation
+        low, high = 0, next((top for top in (1, 255, 1023, 4095, 65535) if high <= 1.1 * top), high)
+    bytes_ = ((pixels.astype(np.float32) - low) * (255 / max(high - low, 1e-6))).clip(0, 255).astype(np.uint8)
     return Image.fromarray(np.ascontiguousarray(bytes_[..., 0] if bytes_.shape[2:] == (1,) else bytes_))
 
 
@@ -128,7 +124,7 @@ def cover_table(colours: np.ndarray) -> np.ndarray:
             if area.all():
                 continue
             contrast = abs(np.log((small[area].mean() + 0.01) / (small[~area].mean() + 0.01)))
-            if 0.12 < area.mean() and part.solidity > 0.85 and half[~area].mean() < 0.25 and contrast > (
+            if area.mean() > 0.12 and part.solidity > 0.85 and half[~area].mean() < 0.25 and contrast > (
                     1.6 if border > 0.1 else 0.17):
                 inside = resize(ndimage.binary_erosion(area, iterations=2), grey.shape) > 0.5
                 sheet = np.median(colours[:, inside], axis=1)
@@ -182,7 +178,7 @@ def thickness(line) -> float:
 
 
 def find_lines(mask: np.ndarray, span: float, thickest: float, length: float) -> list:
-    """The thin, nearly horizontal lines of at least `span` pixels in a mask (H, W), made of runs of `length`, as regions."""
+    """The thin, nearly horizontal lines in a mask (H, W), made of runs of `length` pixels, as regions."""
     length = max(int(length), 15) | 1
     thick = ndimage.maximum_filter1d(mask.astype(np.uint8), 3, axis=0)  # so that a line may lean a little
     runs = ndimage.maximum_filter1d(ndimage.minimum_filter1d(thick, length, axis=1), length, axis=1)
@@ -226,30 +222,23 @@ def stroke_width(mask: np.ndarray) -> float:
 def clear_parts(mask: np.ndarray, share: np.ndarray, lines: float) -> list:
     """The connected parts of the ink that may be digits, as regions.
 
-    Dust is smaller; what lies at the edge of the image, beside whole parts, is something else; the rest of a ruled line
-    is as thin as the `lines`; dots, creases and the back of the page are fainter (0.15 of the strongest; pencil beside
-    pen 0.5); the end of a shadow is less sharp.
+    What touches the image's edge, beside whole parts, is something else; dust is smaller; the rest of a ruled line is as
+    thin as the `lines`; dots, creases and the back of the page are fainter (0.15 of the strongest; pencil beside a pen
+    has 0.5); the end of a shadow is less sharp.
     """
-    def at_edge(part) -> bool:
-        top, left, bottom, right = part.bbox
-        return min(top, left) == 0 or bottom == mask.shape[0] or right == mask.shape[1]
-
-    def longer(part) -> int:
-        return max(part.image.shape)
-
-    near = ndimage.binary_dilation(mask, iterations=2)  # gaps of four pixels do not divide
-    parts = [part for part in regionprops(label(near) * mask, intensity_image=share)
-             if longer(part) >= max(12, 0.02 * max(mask.shape)) and min(part.image.shape) >= 2.5 * lines]
+    labels = label(ndimage.binary_dilation(mask, iterations=2)) * mask  # gaps of four pixels do not divide
+    parts, whole = regionprops(labels, intensity_image=share), regionprops(clear_border(labels), intensity_image=share)
+    longest, longest_whole = (max([max(part.image.shape) for part in regions], default=0) for regions in (parts, whole))
+    if longest_whole > longest / 3:
+        parts, least = whole, max(12, 0.02 * max(mask.shape))
+    else:
+        least = 0.3 * max(mask.shape)  # a digit that is cut off
+    parts = [part for part in parts if max(part.image.shape) >= least and min(part.image.shape) >= 2.5 * lines]
     strong = [np.percentile(part.image_intensity[part.image], 75) for part in parts]
     parts = [part for part, value in zip(parts, strong, strict=True) if value > 0.2 * max(strong)]
-    whole = max([longer(part) for part in parts if not at_edge(part)], default=0)
-    least = max([longer(part) for part in parts], default=0) + 1 if 3 * whole > max(
-        [longer(part) for part in parts], default=0) else 0.3 * max(mask.shape)
-    parts = [part for part in parts if not at_edge(part) or longer(part) >= least]
     slope = ndimage.gaussian_gradient_magnitude(share, 1)
-    outlines = [part.image & ~ndimage.binary_erosion(part.image) for part in parts]
-    sharp = [np.median(slope[part.slice][outline]) / part.intensity_max
-             for part, outline in zip(parts, outlines, strict=True)]
+    sharp = [np.median(slope[part.slice][part.image & ~ndimage.binary_erosion(part.image)]) / part.intensity_max
+             for part in parts]
     return [part for part, value in zip(parts, sharp, strict=True) if value > 0.4 * max(sharp)]
 
 
@@ -306,23 +295,15 @@ class Page:
         self.model = stored_network() if model is None else model
 
     def mark(self, top: int, left: int, mask: np.ndarray) -> Mark:
-        """The mark with this mask at this place."""
-        rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-        mask = mask[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
-        top, left = int(top + rows[0]), int(left + columns[0])
-        ink = self.strength[top:top + mask.shape[0], left:left + mask.shape[1]]
-        ink = (ink * ndimage.binary_dilation(mask)).astype(np.float32)
+        """The mark that has the ink of a mask (h, w), whose corner is at (top, left)."""
+        (rows, columns), = ndimage.find_objects(mask.astype(int))
+        mask, top, left = mask[rows, columns], top + rows.start, left + columns.start
+        bottom, right = top + mask.shape[0], left + mask.shape[1]
+        ink = (self.strength[top:bottom, left:right] * ndimage.binary_dilation(mask)).astype(np.float32)
         digit = to_mnist(ink)
         images = normalise(torch.from_numpy(digit).view(1, *IMAGE_SHAPE))
-        logits, _ = predict(self.model, [(images, torch.zeros(1))])
-        probabilities = logits[0].softmax(0).cpu()
-        bottom, right = top + mask.shape[0], left + mask.shape[1]
+        probabilities = predict(self.model, [(images, torch.zeros(1))])[0][0].softmax(0).cpu()
         return Mark(top, left, bottom, right, mask, ink, digit, probabilities, probabilities.max().item(), max(mask.shape))
-
-    def marks(self, mask: np.ndarray, top: int, left: int, smallest: float) -> list[Mark]:
-        """The connected parts of a mask as marks."""
-        parts = [part for part in regionprops(label(mask, connectivity=2)) if max(part.image.shape) >= smallest]
-        return [self.mark(top + part.bbox[0], left + part.bbox[1], part.image) for part in parts]
 
     def join(self, first: Mark, second: Mark) -> Mark:
         """Two marks as one."""
@@ -333,60 +314,39 @@ class Page:
         return self.mark(top, left, mask)
 
 
-def holds(frame: Mark, mark: Mark) -> bool:
-    """Whether the middle of a smaller mark lies in a frame's box."""
-    y, x = (mark.top + mark.bottom) / 2, (mark.left + mark.right) / 2
-    return mark.size < frame.size and frame.top < y < frame.bottom and frame.left < x < frame.right
-
-
-def is_slash(mark: Mark) -> bool:
-    """Whether a mark is a stroke that leans by more than 25°, as in a zero, and no "1"."""
-    height, width = mark.mask.shape
-    return mark.probabilities.argmax() == 1 and width > 0.45 * height
-
-
-def drop_frames(page: Page, marks: list[Mark], smallest: float) -> list[Mark]:
+def drop_frames(page: Page, marks: list[Mark]) -> list[Mark]:
     """Take away boxes, circles, combs and tables, and keep what is written in them, or over their lines.
 
-    A circle has a mark in its hole. A box, a comb or a table has three straight lines from end to end or more, and the
-    network is not sure of it, or there are marks in it. What touches a line is what remains without the lines.
+    A circle has a mark in its hole. A box, a comb or a table has three straight lines from end to end or more, and there
+    are marks in it or, as it touches the only one, the network is not sure of it: then its lines are erased.
     """
     result = list(marks)
     for frame in sorted(marks, key=lambda mark: -mark.size):
         height, width = frame.mask.shape
-        held = [mark for mark in result if holds(frame, mark) and mark.size > 0.06 * frame.size]
-        across = find_lines(frame.mask, 0.8 * width, 0.1 * frame.size, width / 8)
-        down = []
+        held = [mark for mark in result if 0.06 * frame.size < mark.size < frame.size
+                and frame.top < (mark.top + mark.bottom) / 2 < frame.bottom
+                and frame.left < (mark.left + mark.right) / 2 < frame.right]
+        across, down = find_lines(frame.mask, 0.8 * width, 0.1 * frame.size, width / 8), []
         if across:
-            tall = 0.7 if len(across) > 1 else 0.35  # the teeth of a comb are shorter than its digits
-            down = find_lines(frame.mask.T, tall * height, 2 * max(map(thickness, across)), tall * height / 6)
+            tall = height * (0.7 if len(across) > 1 else 0.35)  # the teeth of a comb are short
+            down = find_lines(frame.mask.T, tall, 2 * max(map(thickness, across)), tall / 6)
+        filled = ndimage.binary_fill_holes(frame.mask) & ~frame.mask
+        within = [mark for mark in held if mark.size > 0.3 * min(height, width) and
+                  filled[(mark.top + mark.bottom) // 2 - frame.top, (mark.left + mark.right) // 2 - frame.left]]
         if len(down) > 1 and (held or len(across) + len(down) > 3 or frame.sure < 0.95):
             rest = erase(erase(frame.mask, across).T, down).T
-            smallest = max(smallest, 0.5 * max([mark.size for mark in held], default=0))
-            pieces = join_broken(page, page.marks(rest, frame.top, frame.left, smallest))
-            pieces = [piece for piece in pieces if piece.sure > 0.8]
+            least = max(0.02 * max(page.strength.shape), 0.5 * max([mark.size for mark in held], default=0))
+            pieces = [page.mark(frame.top + part.bbox[0], frame.left + part.bbox[1], part.image)
+                      for part in regionprops(label(rest)) if max(part.image.shape) > least]
+            pieces = [piece for piece in join_broken(page, pieces) if piece.sure > 0.8]
             if held or pieces:
-                result.remove(frame)
-                result += pieces
-            continue
-        filled = ndimage.binary_fill_holes(frame.mask) & ~frame.mask
-        within = [mark for mark in held if mark.size > 0.3 * min(frame.mask.shape) and
-                  filled[(mark.top + mark.bottom) // 2 - frame.top, (mark.left + mark.right) // 2 - frame.left]]
-        if within:
-            result.remove(frame)
-        if len(within) == 1 and is_slash(within[0]):
-            result.remove(within[0])
-            result.append(page.join(frame, within[0]))
+                result = [mark for mark in result if mark is not frame] + pieces
+        elif within:
+            result = [mark for mark in result if mark is not frame]
+            if within[0].probabilities.argmax() == 1 and within[0].mask.shape[1] > 0.45 * within[0].mask.shape[0]:
+                result = [mark for mark in result if mark is not within[0]]  # the slash in a zero leans, a 1 does not
+                result.append(page.join(frame, within[0]))
     return result
-
-
-def gap(first: Mark, second: Mark) -> float:
-    """The pixels between the ink of two marks."""
-    top, left = min(first.top, second.top), min(first.left, second.left)
-    away = np.ones((max(first.bottom, second.bottom) - top, max(first.right, second.right) - left), bool)
-    away[first.top - top:first.bottom - top, first.left - left:first.right - left] &= ~first.mask
-    distance = ndimage.distance_transform_edt(away)
-    return distance[second.top - top:second.bottom - top, second.left - left:second.right - left][second.mask].min()
 
 
 def join_broken(page: Page, marks: list[Mark]) -> list[Mark]:
@@ -401,58 +361,47 @@ def join_broken(page: Page, marks: list[Mark]) -> list[Mark]:
             width = max(first.right, second.right) - min(first.left, second.left)
             if width > 1.5 * height or max(height, width) > 2 * first.size:
                 continue
-            unsure = min(first.sure, second.sure) < 0.9
-            if gap(first, second) > (0.3 if unsure else 0.05) * max(height, width):
-                continue
             both = page.join(first, second)
-            if both.sure > max(first.sure, second.sure) - 0.05:
-                marks.remove(second)
+            reach = (0.15 if min(first.sure, second.sure) < 0.9 else 0.025) * both.size  # half of the gap
+            near = label(ndimage.distance_transform_edt(~both.mask) <= reach).max() == 1
+            if near and both.sure > max(first.sure, second.sure) - 0.05:
+                marks = [both if mark is first else mark for mark in marks if mark is not second]
                 index -= 1
-                marks[index] = both
                 break
     return marks
 
 
-def split_touching(page: Page, marks: list[Mark]) -> list[Mark]:
-    """Cut wide marks at thin places so that the product of the pieces' probabilities is largest, uncut included."""
-    result = []
-    for mark in marks:
-        height, width = mark.mask.shape
-        if width < 0.8 * height or width < 20 or mark.sure > 0.999:
-            result.append(mark)
-            continue
-        ink = ndimage.uniform_filter1d(mark.mask.sum(axis=0).astype(float), 3)
-        thin = ndimage.minimum_filter1d(ink, height // 5 | 1)
-        least, cuts = int(0.12 * height) + 1, [0]
-        for column in np.flatnonzero((ink == thin) & (ink < 2 * stroke_width(mark.mask))):
-            if column - cuts[-1] >= least and width - column >= least:
-                cuts.append(int(column))
-        cuts.append(width)
-        best = {0: (1.0, [])}  # of the columns before each cut
-        for end in cuts[1:]:
-            options = []
-            for start in (cut for cut in best if cut < end):
-                piece = mark.mask & (np.arange(width) >= start) & (np.arange(width) < end)
-                if end - start == width:
-                    options.append((mark.sure, [mark]))
-                elif end - start < 1.3 * height and piece.any(axis=1).sum() > 0.5 * height:
-                    piece = page.mark(mark.top, mark.left, piece)
-                    options.append((best[start][0] * piece.sure, [*best[start][1], piece]))
-            if options:
-                best[end] = max(options, key=lambda option: option[0])
-        result += best[width][1]
-    return result
+def split_touching(page: Page, mark: Mark) -> list[Mark]:
+    """Cut a wide mark at thin places so that the product of the pieces' probabilities is largest, uncut included."""
+    height, width = mark.mask.shape
+    if width < max(20, 0.8 * height) or mark.sure > 0.999:
+        return [mark]
+    ink = ndimage.uniform_filter1d(mark.mask.sum(axis=0).astype(float), 3)
+    thin = (ink == ndimage.minimum_filter1d(ink, height // 5 | 1)) & (ink < 2 * stroke_width(mark.mask))
+    least, cuts = int(0.12 * height) + 1, [0]
+    for column in np.flatnonzero(thin).tolist():
+        if column - cuts[-1] >= least and width - column >= least:
+            cuts.append(column)
+    cuts.append(width)
+    best = {0: (1.0, [])}  # the best pieces of the columns before each cut
+    for end in cuts[1:]:
+        for start in [cut for cut in best if end - 1.3 * height < cut < end]:
+            piece = mark.mask & (np.arange(width) >= start) & (np.arange(width) < end)
+            if piece.any(axis=1).sum() > 0.5 * height:
+                piece = page.mark(mark.top, mark.left, piece)
+                score = best[start][0] * piece.sure
+                if end not in best or score > best[end][0]:
+                    best[end] = score, [*best[start][1], piece]
+    return best[width][1] if width in best and best[width][0] > mark.sure else [mark]
 
 
 def choose_marks(marks: list[Mark]) -> list[Mark]:
     """The marks of a digit's size, as the largest shows of which the network is sure; and no rules."""
-    def is_bar(mark: Mark) -> bool:
-        return mark.mask.shape[1] < 0.2 * mark.mask.shape[0]
-
-    others = [mark for mark in marks if not is_bar(mark)]
-    usual = max([mark.size * mark.sure for mark in others or marks], default=0)
-    return [mark for mark in marks if mark.size > 0.35 * usual and mark.mask.shape[1] < 3 * mark.mask.shape[0]
-            and not (others and is_bar(mark) and mark.size > 1.6 * usual)]
+    bars = [mark.mask.shape[1] < 0.2 * mark.mask.shape[0] for mark in marks]
+    usual = max([mark.size * mark.sure * (1 if all(bars) else not bar) for mark, bar in zip(marks, bars, strict=True)],
+                default=0)
+    return [mark for mark, bar in zip(marks, bars, strict=True) if mark.size > 0.35 * usual
+            and mark.mask.shape[1] < 3 * mark.mask.shape[0] and (all(bars) or not bar or mark.size < 1.6 * usual)]
 
 
 def reading_order(marks: list[Mark]) -> list[Mark]:
@@ -481,7 +430,7 @@ class Preparation(NamedTuple):
 
 
 def prepare_digits(image: Picture, model: nn.Module | None = None) -> tuple[list[np.ndarray], list[Mark]]:
-    """The steps that all marks share (`Preparation`'s first three), and the marks in reading order.
+    """The first three steps of `Preparation`, which all marks share, and the marks in reading order.
 
     `image` is a path, a file's bytes, an open file, a `data:` URL, a PIL image, or an array or tensor (H, W),
     (H, W, 1 to 4), (1 or 3, H, W) or (1, 1, H, W) of any usual range. ValueError says what is wrong with it, or that
@@ -491,14 +440,14 @@ def prepare_digits(image: Picture, model: nn.Module | None = None) -> tuple[list
     share = missing_light(cover_table(colours))
     strength, ink = find_ink(share)
     ink, lines = remove_lines(ink)
-    parts = clear_parts(ink, share, lines)
     page = Page(strength, model)
-    marks = drop_frames(page, [page.mark(*part.bbox[:2], part.image) for part in parts], 0.02 * max(ink.shape))
-    marks = split_touching(page, join_broken(page, marks))
+    marks = [page.mark(*part.bbox[:2], part.image) for part in clear_parts(ink, share, lines)]
+    marks = join_broken(page, drop_frames(page, marks))
+    marks = [piece for mark in marks for piece in split_touching(page, mark)]
     marks = reading_order(choose_marks(marks))
     if not marks:
-        raise ValueError("no digit: " + ("only lines, edges or specks are darker than the paper" if ink.any() else
-                                         "nothing is darker than the paper"))
+        what = "only lines, edges or specks are" if ink.any() else "nothing is"
+        raise ValueError(f"no digit: {what} darker or brighter than the paper")
     return [step.astype(np.float32) for step in (colours.mean(axis=0), share, ink)], marks
 
 
@@ -511,7 +460,7 @@ def the_digit(marks: list[Mark]) -> Mark:
 
 
 def prepare_digit(image: Picture) -> Preparation:
-    """The steps by which the digit in an image is brought to the form of MNIST's; `image` and errors: `prepare_digits`."""
+    """The steps from an image to MNIST's form of the digit in it; see `prepare_digits` for `image`, and the errors."""
     steps, marks = prepare_digits(image)
     mark = the_digit(marks)
     return Preparation(*steps, mark.ink, mark.digit)

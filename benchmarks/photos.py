@@ -25,8 +25,7 @@ from tqdm import tqdm
 
 from handwriting import load_colours, predict_digit, predict_digits, stored_network, to_mnist
 from model import IMAGE_SHAPE
-from utils import ROOT
-from utils import load_mnist, normalise
+from utils import ROOT, load_mnist, normalise
 
 RESULTS = ROOT / "benchmarks" / "results" / "photos.json"
 SURE = 0.8  # the probability of an answer from which it is sure
