@@ -16,6 +16,7 @@ import torch
 from PIL import Image, ImageOps
 from scipy import ndimage
 from skimage.filters import apply_hysteresis_threshold, rank, threshold_otsu
+from skimage.graph import route_through_array
 from skimage.measure import label, regionprops
 from skimage.morphology import disk
 from skimage.segmentation import clear_border
@@ -137,12 +138,12 @@ def find_ground(channel: np.ndarray) -> np.ndarray:
 
     The disc is wider than two strokes of the thickest felt pen; a median follows the straight edge of a shadow.
     """
-    radius = 26
+    radius = 36
     padded = np.pad(shrink(channel, 128), radius, mode="reflect", reflect_type="odd")  # goes on as the light does
     padded = (padded.clip(0, 1) * 255 + 0.5).astype(np.uint8)
     rough = rank.median(padded, disk(radius))
     paper = abs(rough.astype(int) - padded) < 10
-    fine = rank.median(padded, disk(radius // 2), mask=paper)
+    fine = rank.median(padded, disk(radius // 3), mask=paper)
     return np.where(fine > 0, fine, rough)[radius:-radius, radius:-radius] / np.float32(255)
 
 
@@ -183,7 +184,8 @@ def find_lines(mask: np.ndarray, span: float, thickest: float, length: float) ->
     thick = ndimage.maximum_filter1d(mask.astype(np.uint8), 3, axis=0)  # so that a line may lean a little
     runs = ndimage.maximum_filter1d(ndimage.minimum_filter1d(thick, length, axis=1), length, axis=1)
     lines = regionprops(label((runs > 0) & mask, connectivity=2))
-    return [line for line in lines if line.image.shape[1] >= span and thickness(line) <= thickest]
+    return [line for line in lines if line.image.shape[1] >= span and thickness(line) <= thickest
+            and line.image.shape[0] <= thickness(line) + 0.08 * line.image.shape[1]]
 
 
 def erase(mask: np.ndarray, lines: list) -> np.ndarray:
@@ -226,7 +228,7 @@ def clear_parts(mask: np.ndarray, share: np.ndarray, lines: float) -> list:
     thin as the `lines`; dots, creases and the back of the page are fainter (0.15 of the strongest; pencil beside a pen
     has 0.5); the end of a shadow is less sharp.
     """
-    labels = label(ndimage.binary_dilation(mask, iterations=2)) * mask  # gaps of four pixels do not divide
+    labels = label(ndimage.binary_dilation(mask, np.ones((5, 5)))) * mask  # gaps of four pixels do not divide
     parts, whole = regionprops(labels, intensity_image=share), regionprops(clear_border(labels), intensity_image=share)
     longest, longest_whole = (max([max(part.image.shape) for part in regions], default=0) for regions in (parts, whole))
     if longest_whole > longest / 3:
@@ -234,8 +236,9 @@ def clear_parts(mask: np.ndarray, share: np.ndarray, lines: float) -> list:
     else:
         least = 0.3 * max(mask.shape)  # a digit that is cut off
     parts = [part for part in parts if max(part.image.shape) >= least and min(part.image.shape) >= 2.5 * lines]
-    strong = [np.percentile(part.image_intensity[part.image], 75) for part in parts]
-    parts = [part for part, value in zip(parts, strong, strict=True) if value > 0.2 * max(strong)]
+    parts = sorted(parts, key=lambda part: -max(part.image.shape))[:100]  # a screen or a carpet has no end of them
+    strong = [np.percentile(part.image_intensity[part.image], 90) for part in parts]
+    parts = [part for part, value in zip(parts, strong, strict=True) if value > 0.25 * max(strong)]
     slope = ndimage.gaussian_gradient_magnitude(share, 1)
     sharp = [np.median(slope[part.slice][part.image & ~ndimage.binary_erosion(part.image)]) / part.intensity_max
              for part in parts]
@@ -326,7 +329,7 @@ def drop_frames(page: Page, marks: list[Mark]) -> list[Mark]:
         held = [mark for mark in result if 0.06 * frame.size < mark.size < frame.size
                 and frame.top < (mark.top + mark.bottom) / 2 < frame.bottom
                 and frame.left < (mark.left + mark.right) / 2 < frame.right]
-        across, down = find_lines(frame.mask, 0.8 * width, 0.1 * frame.size, width / 8), []
+        across, down = find_lines(frame.mask, 0.8 * width, 0.06 * frame.size, width / 8), []
         if across:
             tall = height * (0.7 if len(across) > 1 else 0.35)  # the teeth of a comb are short
             down = find_lines(frame.mask.T, tall, 2 * max(map(thickness, across)), tall / 6)
@@ -338,14 +341,15 @@ def drop_frames(page: Page, marks: list[Mark]) -> list[Mark]:
             least = max(0.02 * max(page.strength.shape), 0.5 * max([mark.size for mark in held], default=0))
             pieces = [page.mark(frame.top + part.bbox[0], frame.left + part.bbox[1], part.image)
                       for part in regionprops(label(rest)) if max(part.image.shape) > least]
-            pieces = [piece for piece in join_broken(page, pieces) if piece.sure > 0.8]
-            if held or pieces:
+            pieces = join_broken(page, pieces)
+            if held or max([piece.sure for piece in pieces], default=0) > frame.sure:
                 result = [mark for mark in result if mark is not frame] + pieces
         elif within:
             result = [mark for mark in result if mark is not frame]
-            if within[0].probabilities.argmax() == 1 and within[0].mask.shape[1] > 0.45 * within[0].mask.shape[0]:
-                result = [mark for mark in result if mark is not within[0]]  # the slash in a zero leans, a 1 does not
-                result.append(page.join(frame, within[0]))
+            inner = within[0]
+            if width < 0.85 * height and inner.probabilities.argmax() == 1 and inner.right - inner.left > 0.45 * inner.size:
+                result = [mark for mark in result if mark is not inner]  # the slash in a zero leans, a 1 does not
+                result.append(page.join(frame, inner))
     return result
 
 
@@ -372,36 +376,42 @@ def join_broken(page: Page, marks: list[Mark]) -> list[Mark]:
 
 
 def split_touching(page: Page, mark: Mark) -> list[Mark]:
-    """Cut a wide mark at thin places so that the product of the pieces' probabilities is largest, uncut included."""
+    """Cut a wide mark, along paths through little ink, so that the product of the pieces' probabilities is largest."""
     height, width = mark.mask.shape
     if width < max(20, 0.8 * height) or mark.sure > 0.999:
         return [mark]
-    ink = ndimage.uniform_filter1d(mark.mask.sum(axis=0).astype(float), 3)
-    thin = (ink == ndimage.minimum_filter1d(ink, height // 5 | 1)) & (ink < 2 * stroke_width(mark.mask))
-    least, cuts = int(0.12 * height) + 1, [0]
-    for column in np.flatnonzero(thin).tolist():
-        if column - cuts[-1] >= least and width - column >= least:
-            cuts.append(column)
-    cuts.append(width)
-    best = {0: (1.0, [])}  # the best pieces of the columns before each cut
-    for end in cuts[1:]:
-        for start in [cut for cut in best if end - 1.3 * height < cut < end]:
-            piece = mark.mask & (np.arange(width) >= start) & (np.arange(width) < end)
-            if piece.any(axis=1).sum() > 0.5 * height:
+    cuts = [np.zeros(height, int)]  # of each row, the first column right of the cut
+    reach = height // 5
+    for column in range(reach, width - reach, height // 8):
+        band = np.pad(mark.mask[:, column - reach:column + reach], [(1, 1), (0, 0)])
+        path, _ = route_through_array(1 + 100.0 * band, (0, reach), (height + 1, reach))
+        rows, columns = np.transpose(path)
+        if band[rows, columns].sum() < 2 * stroke_width(mark.mask):
+            cut = np.zeros(height + 2, int)
+            cut[rows] = columns + column - reach
+            cuts.append(cut[1:-1])
+    cuts.append(np.full(height, width))
+    best = {0: (1.0, [])}  # the best pieces left of each cut
+    for end in range(1, len(cuts)):
+        for start in range(end):
+            piece = mark.mask & (np.arange(width) >= cuts[start][:, None]) & (np.arange(width) < cuts[end][:, None])
+            tall, wide = piece.any(axis=1).sum(), piece.any(axis=0).sum()
+            if start in best and tall > max(0.5 * height, 0.8 * wide):
                 piece = page.mark(mark.top, mark.left, piece)
                 score = best[start][0] * piece.sure
                 if end not in best or score > best[end][0]:
                     best[end] = score, [*best[start][1], piece]
-    return best[width][1] if width in best and best[width][0] > mark.sure else [mark]
+    score, pieces = best.get(len(cuts) - 1, (0, []))
+    return pieces if score > mark.sure else [mark]
 
 
 def choose_marks(marks: list[Mark]) -> list[Mark]:
     """The marks of a digit's size, as the largest shows of which the network is sure; and no rules."""
-    bars = [mark.mask.shape[1] < 0.2 * mark.mask.shape[0] for mark in marks]
-    usual = max([mark.size * mark.sure * (1 if all(bars) else not bar) for mark, bar in zip(marks, bars, strict=True)],
-                default=0)
-    return [mark for mark, bar in zip(marks, bars, strict=True) if mark.size > 0.35 * usual
-            and mark.mask.shape[1] < 3 * mark.mask.shape[0] and (all(bars) or not bar or mark.size < 1.6 * usual)]
+    upright = [mark for mark in marks if mark.right - mark.left > 0.2 * (mark.bottom - mark.top)]
+    usual = max(upright or marks, key=lambda mark: mark.size * mark.sure, default=None)
+    marks = [mark for mark in marks if mark.size > 0.35 * usual.size]
+    marks = [mark for mark in marks if not upright or any(mark is other for other in upright) or mark.size < 1.6 * usual.size]
+    return [mark for mark in marks if mark.right - mark.left < 3 * (mark.bottom - mark.top)]
 
 
 def reading_order(marks: list[Mark]) -> list[Mark]:

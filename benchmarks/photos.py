@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
+from scipy.ndimage import distance_transform_edt
+from skimage.morphology import skeletonize
 from torch import Tensor
 from tqdm import tqdm
 
@@ -53,9 +55,6 @@ NO_DIGIT: dict[str, dict] = {  # the same for pictures that must be refused, or 
 
 def draw_digit(image: np.ndarray, size: int, width: float | None) -> Image.Image:
     """Redraw a digit (28, 28) in [0, 1] at `size` pixels: as it is, or as a line of `width` times the size."""
-    from scipy.ndimage import distance_transform_edt
-    from skimage.morphology import skeletonize
-
     large = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
     if width is None:
         ink = 2.5 * large - 0.5
@@ -169,7 +168,8 @@ def judge_several(picture: Path, label: str) -> tuple[Counter, str]:
                 options.append((costs[i, j - 1][0] + 1, costs[i, j - 1][1] + Counter(extra=1, extra_and_sure=sure)))
             costs[i, j] = min(options, key=lambda option: option[0])
     errors, counts = costs[len(label), len(found)]
-    counts += Counter(pictures=1, digits=len(label), whole=errors == 0)
+    keys = ("right", "wrong_and_sure", "missed", "extra", "extra_and_sure")
+    counts = Counter({"pictures": 1, "whole": errors == 0, "digits": len(label)} | {key: counts[key] for key in keys})
     return counts, "".join(str(digit) for digit, *_ in found) or "nothing"
 
 
@@ -189,6 +189,13 @@ def draw_sheet(failures: list[tuple[Path, str]], path: Path) -> None:
         sheet.paste(picture, place)
         ImageDraw.Draw(sheet).text((place[0], place[1] + 255), said, fill="black")
     sheet.save(path)
+
+
+def rates(counts: Counter) -> dict:
+    """The numbers of pictures and digits, and the others as percentages of these; whole pictures as they are."""
+    total = counts["digits"] or counts["pictures"]
+    numbers = ("pictures", "whole", "digits")
+    return {key: int(value) if key in numbers else round(100 * value / total, 1) for key, value in counts.items()}
 
 
 def measure_folder(folder: Path, sheet: Path) -> dict:
@@ -219,7 +226,7 @@ def measure_folder(folder: Path, sheet: Path) -> dict:
     draw_sheet(failures, sheet)
     print(f"{len(failures)} pictures were not read, or not surely: see {sheet}")
     sources = sorted({(row["repository"], row["commit"]) for row in rows})
-    return {"kinds": counts, "sources": [dict(zip(("repository", "commit"), source, strict=True)) for source in sources]}
+    return {"kinds": counts, "sources": [{"repository": name, "commit": commit} for name, commit in sources]}
 
 
 def measure_simulated(number: int) -> dict:
@@ -237,8 +244,8 @@ def measure_simulated(number: int) -> dict:
             chosen = rng.integers(0, len(images), options.pop("count", int(kind in KINDS)))
             picture = photograph(list(images[chosen]), rng, **options)
             label = int(labels[chosen[0]]) if kind in KINDS else None
-            counts[kind]["predict_digit"] += judge_one(predict_digit, picture, label)[0]
-            counts[kind]["simple"] += judge_one(predict_simply, picture, label)[0]
+            counts[kind]["predict_digit"].update(judge_one(predict_digit, picture, label)[0])
+            counts[kind]["simple"].update(judge_one(predict_simply, picture, label)[0])
     return {"kinds": counts}
 
 
@@ -250,10 +257,14 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="put the rates in results/photos.json")
     arguments = parser.parse_args()
     name = "real" if arguments.folder else "simulated"
-    result = measure_folder(arguments.folder, arguments.sheet) if arguments.folder else measure_simulated(arguments.number)
+    if arguments.folder:
+        result = measure_folder(arguments.folder, arguments.sheet)
+    else:
+        result = measure_simulated(arguments.number)
     for kind, methods in result["kinds"].items():
         for method, count in methods.items():
-            print(f"{kind:32} {method:14} {', '.join(f'{key} {value}' for key, value in count.items())}")
+            methods[method] = rates(count)
+            print(f"{kind:32} {method:14} {', '.join(f'{key} {value}' for key, value in methods[method].items())}")
     if arguments.keep:
         record = json.loads(RESULTS.read_text(encoding="utf-8"))
         record = {key: record[key] for key in ("real", "simulated") if key in record} | {name: result}

@@ -105,7 +105,7 @@ def test_model():
 def test_rows_of_different_strength():
     """In reading order, with their boxes, pencil beside felt pen; and as one digit they are refused."""
     page = draw(shift(SEVEN, -50, -40, 0.8), [(220, 30), (222, 150)], size=(600, 500))
-    page = draw(shift(SEVEN, -50, 210, 0.8), shift(SEVEN, 100, 220, 0.8), ink="silver", width=9, page=page)
+    page = draw(shift(SEVEN, -50, 210, 0.8), shift(SEVEN, 100, 220, 0.8), ink="darkgray", width=9, page=page)
     assert digits(page) == [7, 1, 7, 7]
     assert np.allclose(predict_digits(page)[1][2], (0.355, 0.06, 0.385, 0.3), atol=0.02)
     with pytest.raises(ValueError, match="4 digits"):
