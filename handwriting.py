@@ -1,7 +1,7 @@
 """Read handwritten digits in photographs, scans and drawings with a network that knows MNIST only.
 
-The steps: `load_colours` → `missing_light` → `find_ink` → `remove_lines` → `clear_parts`, each of which becomes a `Mark`
-that the network classifies → `drop_frames` → `join_broken` → `split_touching` → `choose_marks` → `reading_order`.
+The steps: `load_colours` → `missing_light` → `find_ink` → `remove_lines` → `clear_parts`, each of which becomes a
+`Mark` that the network classifies → `drop_frames` → `join_broken` → `split_touching` → `choose_marks` → `reading_order`.
 """
 
 import base64
@@ -65,7 +65,7 @@ def array_image(array: np.ndarray | Tensor) -> Image.Image:
     if pixels.ndim == 3 and len(pixels) == 3 and pixels.shape[2] > 4:
         pixels = pixels.transpose(1, 2, 0)
     if not pixels.size or pixels.dtype.kind not in "buif" or pixels.ndim not in (2, 3) or pixels.shape[2:] > (4,):
-        raise ValueError(f"a {type(array).__name__} of shape {pixels.shape} is not one image: give a path, a PIL image, "
+        raise ValueError(f"a {type(array).__name__} of shape {pixels.shape} is not one image: give a path, PIL image, "
                          "or an array or tensor of shape (H, W), (H, W, 1 to 4) or (1 or 3, H, W)")
     low, high = float(pixels.min()), float(pixels.max())
     if not np.isfinite([low, high]).all():
@@ -138,12 +138,12 @@ def find_ground(channel: np.ndarray) -> np.ndarray:
 
     The disc is wider than two strokes of the thickest felt pen; a median follows the straight edge of a shadow.
     """
-    radius = 36
+    radius = 30
     padded = np.pad(shrink(channel, 128), radius, mode="reflect", reflect_type="odd")  # goes on as the light does
     padded = (padded.clip(0, 1) * 255 + 0.5).astype(np.uint8)
     rough = rank.median(padded, disk(radius))
     paper = abs(rough.astype(int) - padded) < 10
-    fine = rank.median(padded, disk(radius // 3), mask=paper)
+    fine = rank.median(padded, disk(radius // 2), mask=paper)
     return np.where(fine > 0, fine, rough)[radius:-radius, radius:-radius] / np.float32(255)
 
 
@@ -174,7 +174,7 @@ def find_ink(share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def thickness(line) -> float:
-    """The usual thickness of a horizontal line, a region of `find_lines`."""
+    """The usual thickness of a horizontal line, a region."""
     return np.median(line.image.sum(axis=0))
 
 
@@ -224,8 +224,8 @@ def stroke_width(mask: np.ndarray) -> float:
 def clear_parts(mask: np.ndarray, share: np.ndarray, lines: float) -> list:
     """The connected parts of the ink that may be digits, as regions.
 
-    What touches the image's edge, beside whole parts, is something else; dust is smaller; the rest of a ruled line is as
-    thin as the `lines`; dots, creases and the back of the page are fainter (0.15 of the strongest; pencil beside a pen
+    What touches the image's edge, beside whole parts, is something else; dust is smaller; the rest of a ruled line is
+    as thin as the `lines`; dots, creases and the back of the page are fainter (0.15 of the strongest; pencil beside a pen
     has 0.5); the end of a shadow is less sharp.
     """
     labels = label(ndimage.binary_dilation(mask, np.ones((5, 5)))) * mask  # gaps of four pixels do not divide
@@ -242,14 +242,25 @@ def clear_parts(mask: np.ndarray, share: np.ndarray, lines: float) -> list:
     slope = ndimage.gaussian_gradient_magnitude(share, 1)
     sharp = [np.median(slope[part.slice][part.image & ~ndimage.binary_erosion(part.image)]) / part.intensity_max
              for part in parts]
-    return [part for part, value in zip(parts, sharp, strict=True) if value > 0.4 * max(sharp)]
+    return [part for part, value in zip(parts, sharp, strict=True) if value > 0.5 * max(sharp)]
+
+
+def centre(image: np.ndarray) -> np.ndarray:
+    """A digit's box (H, W) in MNIST's form (28, 28): 20 pixels high or wide, around its centre of mass.
+
+    So LeCun, Cortes and Burges describe it; on average MNIST's centres lie at 14.5.
+    """
+    small = shrink(image, 20).clip(0, 1)
+    (height, width), middle = small.shape, ndimage.center_of_mass(small)
+    top, left = (int(np.clip(np.floor(14.5 - place), 0, 28 - length))
+                 for place, length in zip(middle, small.shape, strict=True))
+    return np.pad(small, [(top, 28 - height - top), (left, 28 - width - left)]).astype(np.float32)
 
 
 def to_mnist(ink: np.ndarray) -> np.ndarray:
-    """The form (28, 28) of MNIST's images of the ink (H, W) of a digit, both in [0, 1].
+    """MNIST's form (28, 28) of the ink (H, W) of a digit, both in [0, 1], with strokes of MNIST's usual width.
 
-    At 80 pixels the outline is moved so that strokes are as wide as MNIST's, 2.3 to 3.4 of 20 pixels. Then, as LeCun,
-    Cortes and Burges describe it, the longer side gets 20 pixels, and the centre of mass the middle.
+    At 80 pixels the outline is moved until strokes are 2.3 to 3.4 of 20 pixels wide: the usual widths in MNIST.
     """
     ink = ndimage.maximum_filter(ink, max(1, max(ink.shape) // 80))  # so that thin lines are not lost
     solid = np.pad(shrink(ink, 80) > 0.5, 16)
@@ -259,14 +270,8 @@ def to_mnist(ink: np.ndarray) -> np.ndarray:
     outward = (np.clip(width, 2.3 * 4, 3.4 * 4) - width) / 2
     distance = ndimage.distance_transform_edt(solid) - ndimage.distance_transform_edt(~solid)
     large = (distance + outward + 0.5).clip(0, 1)
-    if not (large > 0.5).any():
-        large = solid.astype(np.float32)
-    small = shrink(large[ndimage.find_objects(large > 0.5, max_label=1)[0]], 20).clip(0, 1)
-    height, width = small.shape
-    y, x = ndimage.center_of_mass(small)
-    top = int(np.clip(np.floor(14.5 - y), 0, 28 - height))
-    left = int(np.clip(np.floor(14.5 - x), 0, 28 - width))
-    return np.pad(small, [(top, 28 - height - top), (left, 28 - width - left)]).astype(np.float32)
+    box = ndimage.find_objects(large > 0.5, max_label=1)[0] or ...
+    return centre(large[box])
 
 
 class Mark(NamedTuple):
@@ -306,7 +311,8 @@ class Page:
         digit = to_mnist(ink)
         images = normalise(torch.from_numpy(digit).view(1, *IMAGE_SHAPE))
         probabilities = predict(self.model, [(images, torch.zeros(1))])[0][0].softmax(0).cpu()
-        return Mark(top, left, bottom, right, mask, ink, digit, probabilities, probabilities.max().item(), max(mask.shape))
+        sure = probabilities.max().item()
+        return Mark(top, left, bottom, right, mask, ink, digit, probabilities, sure, max(mask.shape))
 
     def join(self, first: Mark, second: Mark) -> Mark:
         """Two marks as one."""
@@ -320,8 +326,8 @@ class Page:
 def drop_frames(page: Page, marks: list[Mark]) -> list[Mark]:
     """Take away boxes, circles, combs and tables, and keep what is written in them, or over their lines.
 
-    A circle has a mark in its hole. A box, a comb or a table has three straight lines from end to end or more, and there
-    are marks in it or, as it touches the only one, the network is not sure of it: then its lines are erased.
+    A circle has a mark in its hole. A box, a comb or a table has three straight lines from end to end or more, and
+    there are marks in it or, as it touches the only one, the network is not sure of it: then its lines are erased.
     """
     result = list(marks)
     for frame in sorted(marks, key=lambda mark: -mark.size):
@@ -347,7 +353,8 @@ def drop_frames(page: Page, marks: list[Mark]) -> list[Mark]:
         elif within:
             result = [mark for mark in result if mark is not frame]
             inner = within[0]
-            if width < 0.85 * height and inner.probabilities.argmax() == 1 and inner.right - inner.left > 0.45 * inner.size:
+            leans = inner.right - inner.left > 0.45 * inner.size
+            if width < 0.85 * height and inner.probabilities.argmax() == 1 and leans:
                 result = [mark for mark in result if mark is not inner]  # the slash in a zero leans, a 1 does not
                 result.append(page.join(frame, inner))
     return result
@@ -366,7 +373,7 @@ def join_broken(page: Page, marks: list[Mark]) -> list[Mark]:
             if width > 1.5 * height or max(height, width) > 2 * first.size:
                 continue
             both = page.join(first, second)
-            reach = (0.15 if min(first.sure, second.sure) < 0.9 else 0.025) * both.size  # half of the gap
+            reach = (0.15 if min(first.sure, second.sure) < 0.9 else 0.04) * both.size  # half of the gap
             near = label(ndimage.distance_transform_edt(~both.mask) <= reach).max() == 1
             if near and both.sure > max(first.sure, second.sure) - 0.05:
                 marks = [both if mark is first else mark for mark in marks if mark is not second]
@@ -410,7 +417,8 @@ def choose_marks(marks: list[Mark]) -> list[Mark]:
     upright = [mark for mark in marks if mark.right - mark.left > 0.2 * (mark.bottom - mark.top)]
     usual = max(upright or marks, key=lambda mark: mark.size * mark.sure, default=None)
     marks = [mark for mark in marks if mark.size > 0.35 * usual.size]
-    marks = [mark for mark in marks if not upright or any(mark is other for other in upright) or mark.size < 1.6 * usual.size]
+    if upright:
+        marks = [mark for mark in marks if mark.mask.shape[1] > 0.2 * mark.size or mark.size < 1.6 * usual.size]
     return [mark for mark in marks if mark.right - mark.left < 3 * (mark.bottom - mark.top)]
 
 

@@ -25,7 +25,7 @@ from skimage.morphology import skeletonize
 from torch import Tensor
 from tqdm import tqdm
 
-from handwriting import load_colours, predict_digit, predict_digits, stored_network, to_mnist
+from handwriting import centre, load_colours, predict_digit, predict_digits, stored_network
 from model import IMAGE_SHAPE
 from utils import ROOT, load_mnist, normalise
 
@@ -129,7 +129,7 @@ def predict_simply(picture: Path | Image.Image) -> tuple[int, Tensor]:
     rows, columns = (np.flatnonzero((ink > 0.3).any(axis)) for axis in (1, 0))
     if not len(rows):
         raise ValueError("no ink")
-    digit = to_mnist(ink[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1])
+    digit = centre(ink[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1])
     with torch.no_grad():
         probabilities = stored_network()(normalise(torch.from_numpy(digit).view(1, *IMAGE_SHAPE))).softmax(1)[0]
     return int(probabilities.argmax()), probabilities

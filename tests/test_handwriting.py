@@ -172,7 +172,7 @@ def test_pages_without_a_digit(image):
     Image.new("L", (0, 0)), "data:image/png;base64,AAAA",
 ], ids=lambda image: type(image).__name__)
 def test_what_is_no_image_is_refused(image):
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         prepare_digit(image)
 
 
@@ -181,5 +181,5 @@ def test_files_that_cannot_be_read(tmp_path):
         prepare_digit(tmp_path / "none.png")
     with pytest.raises(OSError):
         prepare_digit(encode(PAGE)[:500])
-    with (ROOT / "README.md").open() as text, pytest.raises(ValueError, match="."):
+    with (ROOT / "README.md").open() as text, pytest.raises(ValueError, match=r"."):
         prepare_digit(text)
