@@ -1,7 +1,8 @@
 """Read handwritten digits in photographs, scans and drawings with a network that knows MNIST only.
 
-The steps: `load_colours` → `missing_light` → `find_ink` → `remove_lines` → `clear_parts`, each of which becomes a
-`Mark` that the network classifies → `drop_frames` → `join_broken` → `split_touching` → `choose_marks` → `reading_order`.
+The steps: `load_colours` → `missing_light` → `find_ink` → `remove_lines` → `clear_parts`, each of which becomes
+a `Mark` that the network classifies → `drop_frames` → `join_broken` → `split_touching` → `choose_marks` →
+`reading_order`.
 """
 
 import base64
@@ -225,10 +226,10 @@ def clear_parts(mask: np.ndarray, share: np.ndarray, lines: float) -> list:
     """The connected parts of the ink that may be digits, as regions.
 
     What touches the image's edge, beside whole parts, is something else; dust is smaller; the rest of a ruled line is
-    as thin as the `lines`; dots, creases and the back of the page are fainter (0.15 of the strongest; pencil beside a pen
-    has 0.5); the end of a shadow is less sharp.
+    as thin as the `lines`; dots, creases and the back of the page are fainter (0.15 of the strongest; pencil beside a
+    pen has 0.5); the end of a shadow is less sharp.
     """
-    labels = label(ndimage.binary_dilation(mask, np.ones((5, 5)))) * mask  # gaps of four pixels do not divide
+    labels = label(ndimage.binary_dilation(mask, iterations=3)) * mask  # gaps of six pixels do not divide
     parts, whole = regionprops(labels, intensity_image=share), regionprops(clear_border(labels), intensity_image=share)
     longest, longest_whole = (max([max(part.image.shape) for part in regions], default=0) for regions in (parts, whole))
     if longest_whole > longest / 3:
@@ -373,7 +374,7 @@ def join_broken(page: Page, marks: list[Mark]) -> list[Mark]:
             if width > 1.5 * height or max(height, width) > 2 * first.size:
                 continue
             both = page.join(first, second)
-            reach = (0.15 if min(first.sure, second.sure) < 0.9 else 0.04) * both.size  # half of the gap
+            reach = (0.15 if min(first.sure, second.sure) < 0.9 else 0.025) * both.size  # half of the gap
             near = label(ndimage.distance_transform_edt(~both.mask) <= reach).max() == 1
             if near and both.sure > max(first.sure, second.sure) - 0.05:
                 marks = [both if mark is first else mark for mark in marks if mark is not second]
