@@ -1,489 +1,293 @@
-"""Classify handwritten digits in photographs, scans and drawings with a network that knows MNIST only.
+"""Read handwritten digits in photographs, scans and drawings with a network that knows MNIST only.
 
-The steps: `load_colours` → `flatten_light` → `ink_strength`, `find_parts`, `choose_parts` → `check_shape` →
-`set_weight` → `centre`. A `Preparation` holds what they make.
+The steps: `load_colours` → `missing_light` → `find_ink` → `remove_lines` → `clear_parts`, each of which becomes
+a `Mark` that the network classifies → `drop_frames` → `join_broken` → `split_touching` → `choose_marks` →
+`reading_order`.
 """
 
+import base64
 import io
-import math
 import os
 from contextlib import suppress
 from functools import cache
-from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps
+from scipy import ndimage
+from skimage.filters import apply_hysteresis_threshold, rank, threshold_otsu
+from skimage.graph import route_through_array
+from skimage.measure import label, regionprops
+from skimage.morphology import disk
+from skimage.segmentation import clear_border
 from torch import Tensor, nn
 
-from model import IMAGE_SHAPE, NUM_CLASSES
+from model import IMAGE_SHAPE
 from utils import ROOT, load_run, normalise, predict
-
-SIDES = 200, 400  # pixels of the longer side in all steps: smaller images are enlarged, larger ones reduced
-WINDOW = 0.3  # of the longer side: any stroke is narrower, and shadows are larger
-LEVELS = 0.7, 0.6, 0.5, 0.4, 0.3, 0.22, 0.16, 0.11  # shares of the light that ink takes away, strongest ink first
-FAINT = 0.5  # below this share, what lies at the edge of the image may be the end of a shadow
-SMALLEST = 0.08  # of the longer side: the largest digit is no smaller
-SPECK, BESIDE, NEAR = 0.1, 0.3, 0.3  # of a digit's size: dust is smaller, another digit larger, its own parts nearer
-LARGE = 80  # pixels of the longer side at which a digit's shape is measured: 4 for each of MNIST's
-SHARE = 0.4  # of the ink's strength, from which a pixel is ink; ruled lines are weaker
-RAMP = 0.1, 0.9  # shares of the ink's strength that become 0 and 1, so that the outlines stay smooth
-REACH = 8, 3  # pixels around the ink in which its outline fades: more in an image that was enlarged
-THICKEST, LENGTH = 0.4, (0.8, 3.4)  # of MNIST's strokes, in units of a digit's longer side
-TANGLED = 5.4  # MNIST's digits have less length and holes in all
-WEIGHT = 2.3, 3.4  # pixels: the usual widths of MNIST's strokes, as `stroke_width` measures them
-LEAN = 0.35  # columns by which each row is shifted against the next: 19°
-KNOWN = 5.1  # a digit's logit, averaged over the image and two slanted views, is larger as a rule
-ONE_SIDED = 0.7  # and one larger than their mirror image's by more than this, except for those that are SYMMETRIC
-SYMMETRIC = 0, 1, 8
-FADE = 4  # how quickly doubt sets in about these logits
-NOTHING = (f"no digit: nothing is both larger than {SMALLEST:.0%} of the image and at least {LEVELS[-1]:.0%} darker "
-           "(or brighter) than the ground around it")
 
 Picture = Image.Image | np.ndarray | Tensor | str | os.PathLike | bytes | BinaryIO
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in shares of the image's width and height
 
 
-class Preparation(NamedTuple):
-    """The steps from an image to MNIST's form, each a float32 array (H, W) in [0, 1]."""
-
-    grey: np.ndarray  # the image
-    flat: np.ndarray  # the share of the light that is missing, compared with the ground around
-    ink: np.ndarray  # what of this forms the digit
-    crop: np.ndarray  # its box
-    digit: np.ndarray  # (28, 28): strokes of MNIST's weight, 20 pixels high or wide, around their centre of mass
-
-
-class Part(NamedTuple):
-    """A connected part of the ink, within its box; `right` and `bottom` are the first column and row outside.
-
-    `edge` is 0 inside the image, 1 at its edge, 2 in a corner (a table) or from edge to edge (a margin line).
-    """
-
-    label: int
-    left: int
-    top: int
-    right: int
-    bottom: int
-    edge: int
-
-    @property
-    def size(self) -> int:
-        return max(self.right - self.left, self.bottom - self.top)
+def open_image(picture: Picture) -> Image.Image:
+    """Whatever holds an image, as an upright PIL image; ValueError or OSError says what is wrong with it."""
+    if isinstance(picture, str) and picture.startswith("data:"):
+        picture = base64.b64decode(picture.partition(",")[2])
+    if isinstance(picture, (bytes, bytearray, memoryview)):
+        picture = io.BytesIO(picture)
+    if isinstance(picture, (str, os.PathLike)) or hasattr(picture, "read"):
+        try:
+            image = Image.open(picture)
+            image.draft(None, (750, 750))  # of 12 megapixels, a JPEG is then decoded at 1008×756, which saves time
+            image.load()
+        except Image.UnidentifiedImageError as error:
+            raise ValueError("Pillow cannot open this (nor HEIC or PDF): save it as JPEG or PNG") from error
+        except (SyntaxError, EOFError, TypeError) as error:
+            raise ValueError(f"the image is damaged, or open as text ({error})") from error
+    elif isinstance(picture, Image.Image):
+        image = picture
+    else:
+        image = array_image(picture)
+    if not min(image.size):
+        raise ValueError("the image has no pixels")
+    with suppress(SyntaxError):  # of damaged EXIF data
+        image = ImageOps.exif_transpose(image)
+    return array_image(np.asarray(image)) if image.mode[0] in "IF" else image  # these have more than 8 bits
 
 
-def open_image(content: bytes, name: str) -> Image.Image:
-    """Decode the content of a file; ValueError says what to do if that fails."""
-    try:
-        image = Image.open(io.BytesIO(content))
-        image.draft(None, (2 * SIDES[1], 2 * SIDES[1]))  # a JPEG is decoded no larger than needed, which saves time
-        image.load()
-        return image
-    except Image.UnidentifiedImageError as error:
-        start = content[:512].lstrip()
-        if not content:
-            problem = "is empty: copy or save it again"
-        elif start[4:8] == b"ftyp":
-            problem = "is a HEIC or AVIF file: export it as JPEG (on an iPhone, 'Most Compatible')"
-        elif start[:5] == b"%PDF-":
-            problem = "is a PDF file: save the page as PNG, or take a screenshot"
-        elif b"<svg" in start:
-            problem = "is an SVG file: export it as PNG, or take a screenshot"
-        else:
-            problem = "is not an image, or of an unknown format: save it as PNG or JPEG"
-        raise ValueError(f"{name} {problem}") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{name} has too many pixels ({error}): save it smaller") from error
-    except (OSError, SyntaxError, EOFError) as error:
-        raise ValueError(f"{name} is damaged or incomplete ({error}): copy or save it again") from error
-
-
-def array_image(array: np.ndarray) -> Image.Image:
-    """An array of any usual layout and range as an image of 8 bits; ValueError if it is none."""
-    pixels = array
+def array_image(array: np.ndarray | Tensor) -> Image.Image:
+    """An array or tensor of any usual layout and range as an image of 8 bits."""
+    if isinstance(array, Tensor):
+        array = array.detach().cpu().float().numpy()
+    pixels = np.asarray(array, dtype=None if hasattr(array, "dtype") else object)
     while pixels.ndim > 2 and len(pixels) == 1:
         pixels = pixels[0]
     if pixels.ndim == 3 and len(pixels) == 3 and pixels.shape[2] > 4:
         pixels = pixels.transpose(1, 2, 0)
-    if not pixels.size or pixels.ndim not in (2, 3) or pixels.shape[2:] > (4,) or pixels.dtype.kind not in "buif":
-        raise ValueError(f"an array of shape {array.shape} and type {array.dtype} is not one image: "
-                         "give numbers of shape (H, W), (H, W, 1 to 4) or (1 or 3, H, W); of several images, "
-                         "one at a time")
+    if not pixels.size or pixels.dtype.kind not in "buif" or pixels.ndim not in (2, 3) or pixels.shape[2:] > (4,):
+        raise ValueError(f"a {type(array).__name__} of shape {pixels.shape} is not one image: give a path, PIL image, "
+                         "or an array or tensor of shape (H, W), (H, W, 1 to 4) or (1 or 3, H, W)")
     low, high = float(pixels.min()), float(pixels.max())
     if not np.isfinite([low, high]).all():
-        raise ValueError("the image has values that are not finite: replace them")
-    # Below 0, the image is normalised; a little more than 1 or 255 comes from interpolation
-    top = next((top for top in (1, 255, 1023, 4095, 65535) if high <= 1.1 * top), high)
-    low, top = (low, high) if low < -0.1 else (0, top)
-    if pixels.dtype != np.uint8 or top != 255:
-        pixels = ((pixels.astype(np.float32) - low) * (255 / (top - low or 1))).clip(0, 255).astype(np.uint8)
-    return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels))
+        raise ValueError("the image has values that are not finite")
+    if low > -0.1:  # it is not normalised; a little more than 1 or 255 comes from interpolation
+        low, high = 0, next((top for top in (1, 255, 1023, 4095, 65535) if high <= 1.1 * top), high)
+    bytes_ = ((pixels.astype(np.float32) - low) * (255 / max(high - low, 1e-6))).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(bytes_[..., 0] if bytes_.shape[2:] == (1,) else bytes_))
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """Apply the orientation in an image's EXIF data, unless these are damaged."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except SyntaxError:
-        return image
-
-
-def as_image(image: Picture) -> Image.Image:
-    """Whatever holds an image, as a PIL image of 8 bits in a mode that can be resized."""
-    if isinstance(image, (str, os.PathLike)):
-        if str(image).lower().startswith(("http://", "https://")):
-            raise ValueError(f"{image} is a web address: download the image, and give the path of the file")
-        path = Path(image).expanduser()
-        if path.is_dir():
-            raise IsADirectoryError(f"{path} is a folder: give the path of an image in it")
-        image = open_image(path.read_bytes(), str(path))
-    elif isinstance(image, (bytes, bytearray, memoryview)):
-        image = open_image(bytes(image), "the image")
-    elif hasattr(image, "read"):
-        if isinstance(image, io.TextIOBase):
-            raise ValueError("the file is open as text: open it with mode 'rb'")
-        with suppress(AttributeError, OSError):  # of a pipe, which has only one direction
-            image.seek(0)  # a BytesIO that was just written stands at its end
-        image = open_image(image.read(), str(getattr(image, "name", "the image")))
-    elif not isinstance(image, Image.Image):
-        if isinstance(image, Tensor):
-            image = (image.float() if image.dtype == torch.bfloat16 else image).detach().cpu().numpy()
-        try:
-            image = np.asarray(image)
-        except ValueError as error:  # such as an image with its label
-            raise ValueError(f"a {type(image).__name__} is not one image: give the image alone") from error
-        image = array_image(image)
-    if not min(image.size):
-        raise ValueError("the image has no pixels")
-    if image.mode[0] in "IF":  # more than 8 bits
-        image = array_image(np.asarray(upright(image)))
-    return image if image.mode in ("L", "LA", "RGB", "RGBA") else image.convert("RGBA")
-
-
-def find_sheet(grey: np.ndarray) -> np.ndarray | None:
-    """The area of a sheet that lies whole in an image (H, W), on a ground of another brightness; None without one.
-
-    A sheet is large, nearly a rectangle, mostly blank, and unlike most of its ground. If it covers much of the
-    image's border it may be paper beside a shadow, and needs the contrast of paper between black bars.
-    """
-    if np.ptp(grey) < 0.1:
-        return None
-    levels = np.linspace(grey.min(), grey.max(), 32)[1:-1]
-    within = [sum(grey[side].var() * side.sum() for side in (grey > level, grey <= level)) for level in levels]
-    bright = grey > levels[np.argmin(within)]  # the best division in two: Otsu, "A threshold selection method", 1979
-    y, x = np.indices(grey.shape).reshape(2, -1)
-    turns = np.linspace(0, np.pi, 60, endpoint=False)[:, None]
-    along = np.cos(turns) * x + np.sin(turns) * y  # of each pixel, the place in 60 directions
-    for half in bright, ~bright:
-        labels, parts = find_parts(half)
-        part = max(parts, key=lambda part: min(part.right - part.left, part.bottom - part.top))
-        sheet = labels == part.label
-        low, high = (limit(along[:, sheet.ravel()], axis=1)[:, None] for limit in (np.min, np.max))
-        area = ((along >= low) & (along <= high)).all(axis=0).reshape(grey.shape)  # the convex hull
-        box = ((high - low + 1) * np.roll(high - low + 1, 30)).min()  # pixels of the smallest rectangle around it
-        if area.all() or min(part.right - part.left, part.bottom - part.top) < WINDOW * max(grey.shape):
-            continue
-        contrast = abs(math.log((grey[sheet].mean() + 0.01) / (grey[~area].mean() + 0.01)))
-        border = np.concatenate([area[0], area[-1], area[:, 0], area[:, -1]]).mean()
-        if (area.mean() > 0.12 and area.sum() > 0.9 * box and half[area].mean() > 0.85 and half[~area].mean() < 0.25
-                and contrast > (1.6 if border > 0.1 else 0.17)):
-            return area
-    return None
-
-
-def cut_out_sheet(image: Image.Image) -> tuple[Image.Image, Box]:
-    """Cut a sheet of paper, or what lies between black bars, out of an image, if there is one; and its box."""
-    whole = image, (0.0, 0.0, 1.0, 1.0)
-    transparent = "A" in image.mode and image.getchannel("A").getextrema()[0] < 255
-    if transparent or min(image.size) < 40:
-        return whole
-    small = image.convert("RGB")
-    small.thumbnail((120, 120))
-    pixels = np.asarray(small, dtype=np.float32) / 255
-    area = find_sheet(pixels.mean(axis=2))
-    if area is None:
-        area = find_sheet(pixels.min(axis=2))  # in which white paper stands out, even in the shadow, from wood
-    if area is None:
-        return whole
-    inside = Image.fromarray(-dilate(-area.astype(np.float32), 5) > 0).convert("L").resize(image.size)  # off the edge
-    colours = np.array(image.convert("RGB"))
-    colours[np.asarray(inside) < 128] = np.median(colours[np.asarray(inside) > 127], axis=0)
-    box = inside.getbbox()
-    return Image.fromarray(colours).crop(box), tuple((np.array(box) / np.tile(image.size, 2)).tolist())
-
-
-def load_colours(picture: Picture) -> tuple[np.ndarray, Box]:
-    """An image, or the sheet in it, as float32 (3, H, W) in [0, 1], upright and of a size within `SIDES`; and its box.
+def load_colours(picture: Picture) -> np.ndarray:
+    """An image as float32 (3, H, W) in [0, 1]; a digit of 3 % of a photo's side still has 30 of its 1,000 pixels.
 
     Behind what is transparent lies the mean of what is visible or, if that is the ink alone, black or white.
     """
-    image = as_image(picture)
-    image = image.reduce(max(1, max(image.size) // (2 * SIDES[1])))  # what follows takes less time then
-    image, box = cut_out_sheet(upright(image))
-    longer = max(image.size)
-    scale = min(max(longer, SIDES[0]), SIDES[1]) / longer
-    size = [max(1, round(side * scale)) for side in image.size]
+    image = open_image(picture)
+    scale = np.clip(max(image.size), 280, 1000) / max(image.size)
+    size = [max(1, round(length * scale)) for length in image.size]
     smooth = Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.BILINEAR
-    image = image.resize(size, smooth).convert("RGBA")
+    image = image.convert("RGBA").resize(size, smooth, reducing_gap=2)
     *colours, opacity = np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / 255
+    if opacity.min() == 1:
+        return np.stack(colours)
     weights = opacity / max(opacity.sum(), 1e-6)
     visible = (colours * weights).sum(axis=(1, 2), keepdims=True)
     spread = (abs(colours - visible).max(axis=0) * weights).sum()
     ground = visible if opacity.mean() > 0.5 and spread > 0.02 else visible.mean() < 0.5
-    return (colours * opacity + ground * (1 - opacity)).astype(np.float32), box
+    return (colours * opacity + ground * (1 - opacity)).astype(np.float32)
 
 
-def dilate(maps: np.ndarray, size: int) -> np.ndarray:
-    """The maximum over a square of odd `size` around each pixel of (C, H, W) or (H, W)."""
-    across = F.max_pool2d(torch.from_numpy(maps).view(1, -1, *maps.shape[-2:]), (1, size), 1, (0, size // 2))
-    return F.max_pool2d(across, (size, 1), 1, (size // 2, 0)).view(maps.shape).numpy()
+def resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """An image (H, W) at another shape, smoothly."""
+    smooth = Image.Resampling.BICUBIC if shape[0] > image.shape[0] else Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(image.astype(np.float32)).resize(shape[::-1], smooth))
 
 
-def close(maps: np.ndarray, size: int) -> np.ndarray:
-    """Fill what is dark and narrower than `size`: the bright surroundings grow over it, and shrink back."""
-    return -dilate(-dilate(maps, size), size)
+def shrink(image: np.ndarray, longer: int) -> np.ndarray:
+    """An image (H, W) whose longer side has about `longer` pixels."""
+    return resize(image, tuple(max(1, round(length * longer / max(image.shape))) for length in image.shape))
 
 
-def frame(maps: np.ndarray, width: int) -> np.ndarray:
-    """Continue an image (C, H, W) on all sides with the medians along its border, so that ink may reach the edge."""
-    sides = [np.rot90(maps, turn, (1, 2))[:, 0, :-1] for turn in range(4)]
-    reach = max(maps.shape) * 7 // 8
-    ring = np.pad(np.concatenate(sides, axis=1), [(0, 0), (reach, reach)], mode="wrap")
-    medians = np.median(np.lib.stride_tricks.sliding_window_view(ring, 2 * reach + 1, axis=1), axis=2)
-    border = maps.copy()
-    for turn, side in enumerate(np.split(medians, np.cumsum([side.shape[1] for side in sides])[:-1], axis=1)):
-        np.rot90(border, turn, (1, 2))[:, 0, :-1] = side
-    framed = np.pad(border, [(0, 0), (width, width), (width, width)], mode="edge")
-    framed[:, width:-width, width:-width] = maps
-    return framed
+def cover_table(colours: np.ndarray) -> np.ndarray:
+    """Give the table around a sheet that lies whole in the picture (3, H, W) the sheet's colour.
 
-
-def flatten_light(colours: np.ndarray) -> np.ndarray:
-    """The share of the light that is missing at each pixel (H, W) of (3, H, W), compared with the ground around it.
-
-    The ground is the image with the dark strokes filled. A colour has bright ink, and is inverted, if far more bright
-    strokes remain after the dark ones are filled than dark ones after the bright ones are; where there are few of
-    either, only if the colour with the most strokes is inverted.
+    A sheet is one half of the picture's brightnesses, large, convex, and seldom at the picture's border.
     """
-    height, width = colours.shape[1:]
-    coarse = [math.ceil(side / 4) for side in (height, width)]
-    small = F.interpolate(torch.from_numpy(colours)[None], coarse, mode="area")
-    window = int(WINDOW * max(height, width) / 4) // 2 * 2 + 1
-    framed = frame(small[0].numpy(), window)
-    no_dark, no_bright = close(framed, window), -close(-framed, window)
-    bright, dark = no_dark + close(-no_dark, window), close(no_bright, window) - no_bright
-    bright, dark = ((strokes**3).sum(axis=(1, 2), keepdims=True) for strokes in (bright, dark))  # strong ones count
-    brighter, most = bright > 10 * dark, max(bright.max(), dark.max())
-    inverted = brighter & ((bright > 0.1 * most) | brighter[bright == most].any())
-    colours, no_dark = np.where(inverted, 1 - colours, colours), np.where(inverted, 1 - no_bright, no_dark)
-    ground = -dilate(-no_dark, 3)[:, window:-window, window:-window]  # the edge of a table is followed closely
-    ground = F.interpolate(torch.from_numpy(ground.copy())[None], (height, width), mode="bilinear")[0].numpy()
-    missing = ((ground - colours) / ground.clip(0.2)).max(axis=0)
-    return F.avg_pool2d(torch.from_numpy(missing)[None], 3, 1, 1, count_include_pad=False)[0].clamp(0, 1).numpy()
+    for grey in colours.mean(axis=0), colours.min(axis=0):  # in the second, white paper stands out from wood
+        small = shrink(grey, 128)
+        if np.ptp(small) < 0.1:
+            continue
+        bright = small > threshold_otsu(small)
+        for half in bright, ~bright:
+            part = max(regionprops(label(half)), key=lambda part: part.area)
+            area = np.zeros(half.shape, bool)
+            area[part.slice] = part.image_convex
+            border = np.concatenate([area[0], area[-1], area[:, 0], area[:, -1]]).mean()
+            if area.all():
+                continue
+            contrast = abs(np.log((small[area].mean() + 0.01) / (small[~area].mean() + 0.01)))
+            if area.mean() > 0.12 and part.solidity > 0.85 and half[~area].mean() < 0.25 and contrast > (
+                    1.6 if border > 0.1 else 0.17):
+                inside = resize(ndimage.binary_erosion(area, iterations=2), grey.shape) > 0.5
+                sheet = np.median(colours[:, inside], axis=1)
+                return np.where(inside, colours, sheet[:, None, None])
+    return colours
 
 
-def find_parts(mask: np.ndarray) -> tuple[np.ndarray, list[Part]]:
-    """Number the connected parts of a boolean mask (H, W) from 1; gaps of one or two pixels do not divide them."""
-    grown = dilate(mask.astype(np.float32), 3) > 0
-    number = np.where(grown, np.cumsum(grown).reshape(mask.shape), 0)
-    pairs = np.concatenate([np.stack([number[1:], number[:-1]]).reshape(2, -1),
-                            np.stack([number[:, 1:], number[:, :-1]]).reshape(2, -1)], axis=1)
-    first, second = pairs[:, pairs.all(axis=0)]
-    root = np.arange(grown.sum() + 1)  # neighbours take the lower of their numbers, until each part has only one
-    while (root[first] != root[second]).any():
-        low, high = np.sort(root[[first, second]], axis=0)
-        np.minimum.at(root, high, low)
-        while (root != root[root]).any():
-            root = root[root]
-    roots = np.unique(root)
-    labels = np.searchsorted(roots, root)[number] * mask
-    places = np.nonzero(labels)
-    found = labels[places]
-    low, high = np.full((2, len(roots)), max(mask.shape)), np.zeros((2, len(roots)), dtype=int)
-    for axis in range(2):
-        np.minimum.at(low[axis], found, places[axis])
-        np.maximum.at(high[axis], found, places[axis] + 1)
-    starts, ends = low == 0, high == np.array(mask.shape)[:, None]
-    edge = (starts | ends).any(axis=0).astype(int)
-    edge[labels[[0, 0, -1, -1], [0, -1, 0, -1]]] = 2
-    edge[(starts & ends & ~(starts | ends)[::-1]).any(axis=0)] = 2
-    rows = np.stack([np.arange(len(roots)), low[1], low[0], high[1], high[0], edge], axis=1)
-    return labels, [Part(*row) for row in rows[1:].tolist()]
+def find_ground(channel: np.ndarray) -> np.ndarray:
+    """The light (h, w) of the paper in a channel (H, W), of 128 pixels: the median in a disc, then of what is no ink.
 
-
-def candidates(parts: list[Part], shape: tuple[int, ...]) -> list[Part]:
-    """The parts that are large enough for digits: not those in a corner, nor at the edge, if there are others."""
-    least, largest = SMALLEST * max(shape), max((part.size for part in parts), default=0)
-    large = [part for part in parts if part.size >= min(least, largest / 2)] if largest >= least else []
-    whole = [part for part in large if part.edge < 2] or large
-    largest = max((part.size for part in whole), default=0)
-    inside = [part for part in whole if part.edge == 0]
-    return inside if any(part.size > largest / 3 for part in inside) else whole
-
-
-def ink_strength(flat: np.ndarray) -> float:
-    """The median strength of the strongest ink of which a part has the size of a digit; ValueError if there is none."""
-    for level in LEVELS:
-        labels, parts = find_parts(flat > level)
-        if found := [part.label for part in candidates(parts, flat.shape) if level >= FAINT or part.edge == 0]:
-            return float(np.median(flat[np.isin(labels, found)]))
-    raise ValueError(NOTHING)
-
-
-def belongs(part: Part, digit: Part) -> bool:
-    """Whether a part is of the same digit as a larger one: near, and not a digit beside it, nor a speck."""
-    across = min(part.right, digit.right) - max(part.left, digit.left)  # the overlap, negative if there is a gap
-    along = min(part.bottom, digit.bottom) - max(part.top, digit.top)
-    beside = across < 0.3 * min(part.right - part.left, digit.right - digit.left)
-    if beside and part.bottom - part.top > BESIDE * (digit.bottom - digit.top):
-        return False
-    return part.size > SPECK * digit.size and min(across, along) > -NEAR * digit.size
-
-
-def marks(part: Part, digit: Part) -> bool:
-    """Whether a part frames a digit, or underlines it."""
-    width, gap = part.right - part.left, part.top - digit.bottom
-    margin = min(digit.left - part.left, digit.top - part.top, part.right - digit.right, part.bottom - digit.bottom)
-    across = min(part.right, digit.right) - max(part.left, digit.left)
-    flat = part.bottom - part.top < 0.2 * width < digit.bottom - digit.top
-    return margin > part.size / 20 or (flat and 0 <= gap < digit.size and across > 0.6 * (digit.right - digit.left))
-
-
-def choose_parts(parts: list[Part], shape: tuple[int, ...]) -> list[list[Part]]:
-    """The parts of each digit, its largest first; the digits from left to right."""
-    digits: list[list[Part]] = []
-    large = [part for part in parts if part.size > SMALLEST * max(shape)]
-    parts = [part for part in parts if not any(marks(part, digit) for digit in large if digit.size > part.size / 5)]
-    heads = sorted(candidates(parts, shape), key=lambda part: -part.size)
-    for part in heads:
-        if part.size > BESIDE * heads[0].size and not any(belongs(part, digit[0]) for digit in digits):
-            digits.append([part])
-    heads = [digit[0] for digit in digits]
-    for part in parts:
-        near = [digit for digit in digits if part.edge <= digit[0].edge and belongs(part, digit[0])]
-        if near and part not in heads:
-            near[0].append(part)
-    return sorted(digits, key=lambda digit: digit[0].left)
-
-
-def resize(image: np.ndarray, longer: int) -> np.ndarray:
-    """Bring the longer side of an image (H, W) to `longer` pixels, as Pillow's BILINEAR does.
-
-    Old pixel j counts towards new pixel i by the height, over the middle of j, of a triangle that stands on the middle
-    of i; half its base is the larger of one old and one new pixel.
+    The disc is wider than two strokes of the thickest felt pen; a median follows the straight edge of a shadow.
     """
-    scale = max(image.shape) / longer
-    matrices = []
-    for old in image.shape:
-        new = max(1, math.floor(old / scale + 0.5))
-        distance = abs(np.arange(old) + 0.5 - (np.arange(new)[:, None] + 0.5) * old / new)
-        weights = (1 - distance / max(old / new, 1)).clip(0)
-        matrices.append(weights / weights.sum(axis=1, keepdims=True))
-    return matrices[0] @ image @ matrices[1].T
+    radius = 30
+    padded = np.pad(shrink(channel, 128), radius, mode="reflect", reflect_type="odd")  # goes on as the light does
+    padded = (padded.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+    rough = rank.median(padded, disk(radius))
+    paper = abs(rough.astype(int) - padded) < 10
+    fine = rank.median(padded, disk(radius // 2), mask=paper)
+    return np.where(fine > 0, fine, rough)[radius:-radius, radius:-radius] / np.float32(255)
 
 
-def stroke_width(image: np.ndarray) -> float:
-    """The mean width, in pixels, of the strokes in an image: twice their area over the length of their outline."""
-    solid = np.pad(image > 0.5, 1)
+def missing_light(colours: np.ndarray) -> np.ndarray:
+    """The share of the paper's light that is missing at each pixel (H, W), or in excess where ink is the brighter."""
+    shape = colours.shape[1:]
+    grounds = [find_ground(channel) for channel in colours]
+    low = np.stack([resize(ndimage.minimum_filter(ground, 5), shape) for ground in grounds])  # edges are no ink
+    high = np.stack([resize(ndimage.maximum_filter(ground, 5), shape) for ground in grounds])
+    dark, bright = (low - colours).max(axis=0).clip(0), (colours - high).max(axis=0).clip(0)
+    if (bright**3).sum() > 2 * (dark**3).sum():  # strong ink counts
+        share = ((colours - high) / (1 - high).clip(0.3)).max(axis=0)
+    else:
+        share = ((low - colours) / low.clip(0.2)).max(axis=0)
+    return ndimage.gaussian_filter(share.clip(0, 1), 1)
+
+
+def find_ink(share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The strength of the ink (H, W), 1 where it is the strongest nearby, and a mask (H, W) of where it is ink.
+
+    Each mark has its own strength, so that a pencil is read beside a felt pen.
+    """
+    side = max(share.shape)
+    strength = share / np.maximum(ndimage.maximum_filter(share, int(0.02 * side) * 2 + 1), 1e-3)
+    grain = ndimage.uniform_filter(np.minimum(share, 0.1), int(0.1 * side))
+    visible = share > np.maximum(0.05, 4 * grain)
+    return strength, apply_hysteresis_threshold(np.where(visible, strength, 0), 0.2, 0.35)
+
+
+def thickness(line) -> float:
+    """The usual thickness of a horizontal line, a region."""
+    return np.median(line.image.sum(axis=0))
+
+
+def find_lines(mask: np.ndarray, span: float, thickest: float, length: float) -> list:
+    """The thin, nearly horizontal lines in a mask (H, W), made of runs of `length` pixels, as regions."""
+    length = max(int(length), 15) | 1
+    thick = ndimage.maximum_filter1d(mask.astype(np.uint8), 3, axis=0)  # so that a line may lean a little
+    runs = ndimage.maximum_filter1d(ndimage.minimum_filter1d(thick, length, axis=1), length, axis=1)
+    lines = regionprops(label((runs > 0) & mask, connectivity=2))
+    return [line for line in lines if line.image.shape[1] >= span and thickness(line) <= thickest
+            and line.image.shape[0] <= thickness(line) + 0.08 * line.image.shape[1]]
+
+
+def erase(mask: np.ndarray, lines: list) -> np.ndarray:
+    """A mask (H, W) without these horizontal lines, but with the strokes that cross them."""
+    mask = mask.copy()
+    for line in lines:
+        top, left, bottom, right = line.bbox
+        tall = int(2 * thickness(line) + 2) | 1
+        rows, columns = slice(max(0, top - tall), bottom + tall), slice(left, right)
+        around = mask[rows, columns].astype(np.uint8)
+        strokes = ndimage.maximum_filter1d(ndimage.minimum_filter1d(around, tall, axis=0), tall, axis=0) > 0
+        drawn = np.zeros(around.shape, bool)
+        drawn[top - rows.start:bottom - rows.start] = line.image
+        mask[rows, columns] &= ~ndimage.binary_dilation(drawn, np.ones((3, 1))) | strokes
+    return mask
+
+
+def remove_lines(mask: np.ndarray) -> tuple[np.ndarray, float]:
+    """A mask (H, W) without the lines that begin at an edge of the image, and the thickness of these lines."""
+    side, thick = max(mask.shape), [0.0]
+    for _ in range(2):  # horizontal, then vertical lines
+        lines = find_lines(mask, 0.1 * side, 0.015 * side, 0.1 * side)
+        lines = [line for line in lines if line.bbox[1] < 3 or line.bbox[3] > mask.shape[1] - 3]
+        thick += [thickness(line) for line in lines if line.image.shape[1] > 0.8 * mask.shape[1]]
+        mask = erase(mask, lines).T
+    return mask, float(np.median(thick[1:] or thick))
+
+
+def stroke_width(mask: np.ndarray) -> float:
+    """The mean width, in pixels, of the strokes in a mask: twice their area over the length of their outline."""
+    solid = np.pad(mask, 1)
     steps = (solid[1:] != solid[:-1]).sum() + (solid[:, 1:] != solid[:, :-1]).sum()
-    return 2 * solid.sum() / (max(steps, 1) * np.pi / 4)  # over all directions, steps are longer than a line by 4 / π
+    return 2 * solid.sum() / (steps * np.pi / 4)  # over all directions, steps are longer than a line by 4 / π
 
 
-def check_shape(large: np.ndarray) -> None:
-    """ValueError if the ink in a digit's box, resized to `LARGE`, is unlike any of MNIST's digits."""
-    solid = np.pad(large > 0.5, 1)
-    width = stroke_width(large) / LARGE
-    length = solid.sum() / LARGE**2 / max(width, 1e-6)
-    holes = sum(part.edge == 0 for part in find_parts(~solid)[1])
-    if width > THICKEST or not LENGTH[0] < length < LENGTH[1] or length + holes > TANGLED:
-        raise ValueError(f"no digit: compared with its longer side, the ink's strokes are {width:.2f} wide and "
-                         f"{length:.1f} long, with {holes} holes; a digit's are up to {THICKEST} wide, {LENGTH[0]} to "
-                         f"{LENGTH[1]} long, and length and holes add up to at most {TANGLED}")
+def clear_parts(mask: np.ndarray, share: np.ndarray, lines: float) -> list:
+    """The connected parts of the ink that may be digits, as regions.
 
-
-def grow(image: np.ndarray, radius: int) -> np.ndarray:
-    """The maximum over a disc around each pixel of an image and of a margin of `radius`."""
-    padded = np.pad(image, 2 * radius)
-    height, width = (side + 2 * radius for side in image.shape)
-    reach = range(2 * radius + 1)
-    return np.max([padded[y:y + height, x:x + width] for y in reach for x in reach
-                   if (y - radius) ** 2 + (x - radius) ** 2 <= (radius + 0.5) ** 2], axis=0)
-
-
-def set_weight(large: np.ndarray) -> np.ndarray:
-    """Thicken or thin strokes so that their width lies within `WEIGHT` when the longer side has 20 pixels."""
-    width = stroke_width(large)
-    share = min(max(width / LARGE, WEIGHT[0] / 20), WEIGHT[1] / 20)
-    radius = math.floor((share * LARGE - width) / (2 * (1 - share)) + 0.5)  # the longer side changes as well
-    if radius >= 0:
-        return grow(large, radius)
-    thin = 1 - grow(1 - np.pad(large, 1), -radius)[1 - radius:radius - 1, 1 - radius:radius - 1]
-    rows, columns = (np.flatnonzero((thin > 0.5).any(axis)) for axis in (1, 0))
-    return thin[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1] if len(rows) else large
+    What touches the image's edge, beside whole parts, is something else; dust is smaller; the rest of a ruled line is
+    as thin as the `lines`; dots, creases and the back of the page are fainter (0.15 of the strongest; pencil beside a
+    pen has 0.5); the end of a shadow is less sharp.
+    """
+    labels = label(ndimage.binary_dilation(mask, iterations=3)) * mask  # gaps of six pixels do not divide
+    parts, whole = regionprops(labels, intensity_image=share), regionprops(clear_border(labels), intensity_image=share)
+    longest, longest_whole = (max([max(part.image.shape) for part in regions], default=0) for regions in (parts, whole))
+    if longest_whole > longest / 3:
+        parts, least = whole, max(12, 0.02 * max(mask.shape))
+    else:
+        least = 0.3 * max(mask.shape)  # a digit that is cut off
+    parts = [part for part in parts if max(part.image.shape) >= least and min(part.image.shape) >= 2.5 * lines]
+    parts = sorted(parts, key=lambda part: -max(part.image.shape))[:100]  # a screen or a carpet has no end of them
+    strong = [np.percentile(part.image_intensity[part.image], 90) for part in parts]
+    parts = [part for part, value in zip(parts, strong, strict=True) if value > 0.25 * max(strong)]
+    slope = ndimage.gaussian_gradient_magnitude(share, 1)
+    sharp = [np.median(slope[part.slice][part.image & ~ndimage.binary_erosion(part.image)]) / part.intensity_max
+             for part in parts]
+    return [part for part, value in zip(parts, sharp, strict=True) if value > 0.5 * max(sharp)]
 
 
 def centre(image: np.ndarray) -> np.ndarray:
-    """Bring a digit's box to MNIST's form: 20 pixels high or wide, its centre of mass in the middle of 28×28 pixels.
+    """A digit's box (H, W) in MNIST's form (28, 28): 20 pixels high or wide, around its centre of mass.
 
-    So LeCun, Cortes and Burges describe it (yann.lecun.com/exdb/mnist); on average it lies at 14.5, as in MNIST.
+    So LeCun, Cortes and Burges describe it; on average MNIST's centres lie at 14.5.
     """
-    small = resize(image, 20)
-    small = small / small.max()
-    height, width = small.shape
-    y, x = small.sum(1) @ np.arange(0.5, height) / small.sum(), small.sum(0) @ np.arange(0.5, width) / small.sum()
-    top, left = (min(max(math.floor(15 - middle), 0), 28 - side) for middle, side in ((y, height), (x, width)))
-    return np.pad(small, [(top, 28 - height - top), (left, 28 - width - left)])
+    small = shrink(image, 20).clip(0, 1)
+    (height, width), middle = small.shape, ndimage.center_of_mass(small)
+    top, left = (int(np.clip(np.floor(14.5 - place), 0, 28 - length))
+                 for place, length in zip(middle, small.shape, strict=True))
+    return np.pad(small, [(top, 28 - height - top), (left, 28 - width - left)]).astype(np.float32)
 
 
-def prepare_digits(image: Picture) -> list[tuple[Preparation, Box]]:
-    """The preparation and the box of each digit in an image, by their left edges; see `prepare_digit`.
+def to_mnist(ink: np.ndarray) -> np.ndarray:
+    """MNIST's form (28, 28) of the ink (H, W) of a digit, both in [0, 1], with strokes of MNIST's usual width.
 
-    A mark that is unlike a digit is passed over, unless there are more of these, as on a page of text.
+    At 80 pixels the outline is moved until strokes are 2.3 to 3.4 of 20 pixels wide: the usual widths in MNIST.
     """
-    colours, sheet = load_colours(image)
-    origin, extent = np.tile(sheet[:2], 2), np.tile(np.subtract(sheet[2:], sheet[:2]), 2)
-    flat = flatten_light(colours)
-    strength = ink_strength(flat)
-    labels, parts = find_parts(flat > SHARE * strength)
-    smooth = ((flat / strength - RAMP[0]) / (RAMP[1] - RAMP[0])).clip(0, 1)
-    reach = 2 * REACH[max(flat.shape) > SIDES[0]] + 1
-    results, problems = [], []
-    for digit in choose_parts(parts, flat.shape):
-        ink = smooth * dilate(np.isin(labels, [part.label for part in digit]).astype(np.float32), reach)
-        rows, columns = (np.flatnonzero((ink > RAMP[0]).any(axis)) for axis in (1, 0))
-        top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-        crop = ink[top:bottom, left:right]
-        large = resize(crop, LARGE)
-        try:
-            check_shape(large)
-        except ValueError as error:
-            problems.append(error)
-            continue
-        steps = colours.mean(axis=0), flat, ink, crop, centre(set_weight(large))
-        box = (origin + extent * [left, top, right, bottom] / np.tile(flat.shape[::-1], 2)).tolist()
-        results.append((Preparation(*(step.astype(np.float32) for step in steps)), tuple(box)))
-    if len(problems) > len(results):
-        raise problems[0]
-    if not results:
-        raise ValueError(NOTHING)
-    return results
+    ink = ndimage.maximum_filter(ink, max(1, max(ink.shape) // 80))  # so that thin lines are not lost
+    solid = np.pad(shrink(ink, 80) > 0.5, 16)
+    if not solid.any():
+        return np.zeros((28, 28), np.float32)
+    width = stroke_width(solid)
+    outward = (np.clip(width, 2.3 * 4, 3.4 * 4) - width) / 2
+    distance = ndimage.distance_transform_edt(solid) - ndimage.distance_transform_edt(~solid)
+    large = (distance + outward + 0.5).clip(0, 1)
+    box = ndimage.find_objects(large > 0.5, max_label=1)[0] or ...
+    return centre(large[box])
 
 
-def prepare_digit(image: Picture) -> Preparation:
-    """Find the digit in an image and bring it to the form of MNIST's images.
+class Mark(NamedTuple):
+    """What may be a digit: its box in pixels, its ink there, its form (28, 28), and its probabilities (10,)."""
 
-    `image` is a PIL image, an array or tensor (H, W), (H, W, 1 to 4), (1 or 3, H, W) or (1, 1, H, W) of any usual
-    range, a path, an open file, or a file's bytes. The paper may fill the image or lie whole in it; the ink may be dark
-    or bright, in any colour, under uneven light and on ruled paper. ValueError says why the image could not be read, or
-    no single digit was found in it, and what to do; OSError says that a file is missing or may not be opened.
-    """
-    (steps, _), *others = prepare_digits(image)
-    if others:
-        raise ValueError(f"{'two' if len(others) == 1 else len(others) + 1} digits: cut out one of them, or call "
-                         "predict_digits, which classifies each")
-    return steps
+    top: int
+    left: int
+    bottom: int
+    right: int
+    mask: np.ndarray
+    ink: np.ndarray
+    digit: np.ndarray
+    probabilities: Tensor
+    sure: float  # the largest of these
+    size: int  # pixels of its longer side
 
 
 @cache
@@ -492,46 +296,210 @@ def stored_network() -> nn.Module:
     return load_run(ROOT / "S6_MNIST.pt")[0]
 
 
-def lean(images: Tensor, slope: float) -> Tensor:
-    """Slant images (N, 1, H, W): each row moves by `slope` columns against the next, with wrap-around."""
-    height, width = images.shape[2:]
-    shifts = torch.floor(slope * (torch.arange(height) - (height - 1) / 2) + 0.5).long()
-    return images.gather(3, ((torch.arange(width) + shifts[:, None]) % width).expand_as(images))
+class Page:
+    """The strength of the ink (H, W) of an image, and the network that classifies marks of it."""
+
+    def __init__(self, strength: np.ndarray, model: nn.Module | None) -> None:
+        self.strength = strength
+        self.model = stored_network() if model is None else model
+
+    def mark(self, top: int, left: int, mask: np.ndarray) -> Mark:
+        """The mark that has the ink of a mask (h, w), whose corner is at (top, left)."""
+        (rows, columns), = ndimage.find_objects(mask.astype(int))
+        mask, top, left = mask[rows, columns], top + rows.start, left + columns.start
+        bottom, right = top + mask.shape[0], left + mask.shape[1]
+        ink = (self.strength[top:bottom, left:right] * ndimage.binary_dilation(mask)).astype(np.float32)
+        digit = to_mnist(ink)
+        images = normalise(torch.from_numpy(digit).view(1, *IMAGE_SHAPE))
+        probabilities = predict(self.model, [(images, torch.zeros(1))])[0][0].softmax(0).cpu()
+        sure = probabilities.max().item()
+        return Mark(top, left, bottom, right, mask, ink, digit, probabilities, sure, max(mask.shape))
+
+    def join(self, first: Mark, second: Mark) -> Mark:
+        """Two marks as one."""
+        top, left = min(first.top, second.top), min(first.left, second.left)
+        mask = np.zeros((max(first.bottom, second.bottom) - top, max(first.right, second.right) - left), bool)
+        for mark in first, second:
+            mask[mark.top - top:mark.bottom - top, mark.left - left:mark.right - left] |= mark.mask
+        return self.mark(top, left, mask)
 
 
-def classify(digits: list[np.ndarray], model: nn.Module | None) -> Tensor:
-    """The probabilities (N, 10), on the CPU, of prepared digits; the model's mode stays as it is.
+def drop_frames(page: Page, marks: list[Mark]) -> list[Mark]:
+    """Take away boxes, circles, combs and tables, and keep what is written in them, or over their lines.
 
-    What is unlike a digit seldom keeps a large logit while it leans to either side; and A and H, which pass for 4, have
-    it in the mirror too. The more there is to doubt, the nearer are the probabilities drawn to one tenth each.
+    A circle has a mark in its hole. A box, a comb or a table has three straight lines from end to end or more, and
+    there are marks in it or, as it touches the only one, the network is not sure of it: then its lines are erased.
     """
-    model = stored_network() if model is None else model
-    images = normalise(torch.from_numpy(np.stack(digits)).view(-1, *IMAGE_SHAPE))
-    labels = torch.zeros(len(images))  # do not matter
-    views = images, lean(images, -LEAN), lean(images, LEAN), images.flip(3)
-    logits = torch.stack([predict(model, [(view, labels)])[0].cpu() for view in views])
-    answers = logits[0].argmax(1, keepdim=True)
-    upright, to_left, to_right, mirrored = (view.gather(1, answers) for view in logits)
-    known = torch.sigmoid(FADE * ((upright + to_left + to_right) / 3 - KNOWN))
-    one_sided = torch.sigmoid(FADE * (upright - mirrored - ONE_SIDED))
-    known *= one_sided.where(~torch.isin(answers, torch.tensor(SYMMETRIC)), torch.tensor(1.0))
-    return known * logits[0].softmax(1) + (1 - known) / NUM_CLASSES
+    result = list(marks)
+    for frame in sorted(marks, key=lambda mark: -mark.size):
+        height, width = frame.mask.shape
+        held = [mark for mark in result if 0.06 * frame.size < mark.size < frame.size
+                and frame.top < (mark.top + mark.bottom) / 2 < frame.bottom
+                and frame.left < (mark.left + mark.right) / 2 < frame.right]
+        across, down = find_lines(frame.mask, 0.8 * width, 0.06 * frame.size, width / 8), []
+        if across:
+            tall = height * (0.7 if len(across) > 1 else 0.35)  # the teeth of a comb are short
+            down = find_lines(frame.mask.T, tall, 2 * max(map(thickness, across)), tall / 6)
+        filled = ndimage.binary_fill_holes(frame.mask) & ~frame.mask
+        within = [mark for mark in held if mark.size > 0.3 * min(height, width) and
+                  filled[(mark.top + mark.bottom) // 2 - frame.top, (mark.left + mark.right) // 2 - frame.left]]
+        if len(down) > 1 and (held or len(across) + len(down) > 3 or frame.sure < 0.95):
+            rest = erase(erase(frame.mask, across).T, down).T
+            least = max(0.02 * max(page.strength.shape), 0.5 * max([mark.size for mark in held], default=0))
+            pieces = [page.mark(frame.top + part.bbox[0], frame.left + part.bbox[1], part.image)
+                      for part in regionprops(label(rest)) if max(part.image.shape) > least]
+            pieces = join_broken(page, pieces)
+            if held or max([piece.sure for piece in pieces], default=0) > frame.sure:
+                result = [mark for mark in result if mark is not frame] + pieces
+        elif within:
+            result = [mark for mark in result if mark is not frame]
+            inner = within[0]
+            leans = inner.right - inner.left > 0.45 * inner.size
+            if width < 0.85 * height and inner.probabilities.argmax() == 1 and leans:
+                result = [mark for mark in result if mark is not inner]  # the slash in a zero leans, a 1 does not
+                result.append(page.join(frame, inner))
+    return result
+
+
+def join_broken(page: Page, marks: list[Mark]) -> list[Mark]:
+    """Join marks that are near each other where the network is no less sure of both together."""
+    marks = sorted(marks, key=lambda mark: -mark.size)
+    index = 0
+    while index < len(marks):
+        first = marks[index]
+        index += 1
+        for second in marks[index:]:
+            height = max(first.bottom, second.bottom) - min(first.top, second.top)
+            width = max(first.right, second.right) - min(first.left, second.left)
+            if width > 1.5 * height or max(height, width) > 2 * first.size:
+                continue
+            both = page.join(first, second)
+            reach = (0.15 if min(first.sure, second.sure) < 0.9 else 0.025) * both.size  # half of the gap
+            near = label(ndimage.distance_transform_edt(~both.mask) <= reach).max() == 1
+            if near and both.sure > max(first.sure, second.sure) - 0.05:
+                marks = [both if mark is first else mark for mark in marks if mark is not second]
+                index -= 1
+                break
+    return marks
+
+
+def split_touching(page: Page, mark: Mark) -> list[Mark]:
+    """Cut a wide mark, along paths through little ink, so that the product of the pieces' probabilities is largest."""
+    height, width = mark.mask.shape
+    if width < max(20, 0.8 * height) or mark.sure > 0.999:
+        return [mark]
+    cuts = [np.zeros(height, int)]  # of each row, the first column right of the cut
+    reach = height // 5
+    for column in range(reach, width - reach, height // 8):
+        band = np.pad(mark.mask[:, column - reach:column + reach], [(1, 1), (0, 0)])
+        path, _ = route_through_array(1 + 100.0 * band, (0, reach), (height + 1, reach))
+        rows, columns = np.transpose(path)
+        if band[rows, columns].sum() < 2 * stroke_width(mark.mask):
+            cut = np.zeros(height + 2, int)
+            cut[rows] = columns + column - reach
+            cuts.append(cut[1:-1])
+    cuts.append(np.full(height, width))
+    best = {0: (1.0, [])}  # the best pieces left of each cut
+    for end in range(1, len(cuts)):
+        for start in range(end):
+            piece = mark.mask & (np.arange(width) >= cuts[start][:, None]) & (np.arange(width) < cuts[end][:, None])
+            tall, wide = piece.any(axis=1).sum(), piece.any(axis=0).sum()
+            if start in best and tall > max(0.5 * height, 0.8 * wide):
+                piece = page.mark(mark.top, mark.left, piece)
+                score = best[start][0] * piece.sure
+                if end not in best or score > best[end][0]:
+                    best[end] = score, [*best[start][1], piece]
+    score, pieces = best.get(len(cuts) - 1, (0, []))
+    return pieces if score > mark.sure else [mark]
+
+
+def choose_marks(marks: list[Mark]) -> list[Mark]:
+    """The marks of a digit's size, as the largest shows of which the network is sure; and no rules."""
+    upright = [mark for mark in marks if mark.right - mark.left > 0.2 * (mark.bottom - mark.top)]
+    usual = max(upright or marks, key=lambda mark: mark.size * mark.sure, default=None)
+    marks = [mark for mark in marks if mark.size > 0.35 * usual.size]
+    if upright:
+        marks = [mark for mark in marks if mark.mask.shape[1] > 0.2 * mark.size or mark.size < 1.6 * usual.size]
+    return [mark for mark in marks if mark.right - mark.left < 3 * (mark.bottom - mark.top)]
+
+
+def reading_order(marks: list[Mark]) -> list[Mark]:
+    """Rows from top to bottom, in each from left to right; a row may lean: each mark is beside the one before it."""
+    rows: list[list[Mark]] = []
+    for mark in sorted(marks, key=lambda mark: mark.left):
+        for row in rows:
+            overlap = min(mark.bottom, row[-1].bottom) - max(mark.top, row[-1].top)
+            if overlap > 0.4 * min(len(mark.mask), len(row[-1].mask)):
+                row.append(mark)
+                break
+        else:
+            rows.append([mark])
+    rows.sort(key=lambda row: np.mean([mark.top for mark in row]))
+    return [mark for row in rows for mark in row]
+
+
+class Preparation(NamedTuple):
+    """The steps from an image to MNIST's form, each a float32 array (H, W) in [0, 1]."""
+
+    grey: np.ndarray  # the image
+    missing_light: np.ndarray  # the share of the paper's light that is missing
+    ink: np.ndarray  # where it is ink, lines taken away
+    mark: np.ndarray  # the ink of the digit, within its box
+    digit: np.ndarray  # (28, 28): strokes of MNIST's weight, 20 pixels high or wide, around their centre of mass
+
+
+def prepare_digits(image: Picture, model: nn.Module | None = None) -> tuple[list[np.ndarray], list[Mark]]:
+    """The first three steps of `Preparation`, which all marks share, and the marks in reading order.
+
+    `image` is a path, a file's bytes, an open file, a `data:` URL, a PIL image, or an array or tensor (H, W),
+    (H, W, 1 to 4), (1 or 3, H, W) or (1, 1, H, W) of any usual range. ValueError says what is wrong with it, or that
+    it has no marks; OSError that a file is missing or damaged.
+    """
+    colours = load_colours(image)
+    share = missing_light(cover_table(colours))
+    strength, ink = find_ink(share)
+    ink, lines = remove_lines(ink)
+    page = Page(strength, model)
+    marks = [page.mark(*part.bbox[:2], part.image) for part in clear_parts(ink, share, lines)]
+    marks = join_broken(page, drop_frames(page, marks))
+    marks = [piece for mark in marks for piece in split_touching(page, mark)]
+    marks = reading_order(choose_marks(marks))
+    if not marks:
+        what = "only lines, edges or specks are" if ink.any() else "nothing is"
+        raise ValueError(f"no digit: {what} darker or brighter than the paper")
+    return [step.astype(np.float32) for step in (colours.mean(axis=0), share, ink)], marks
+
+
+def the_digit(marks: list[Mark]) -> Mark:
+    """The one mark, or the only one of which the network is sure; ValueError says how many there are."""
+    sure = [mark for mark in marks if mark.sure > 0.8]
+    if len(marks) > 1 and len(sure) != 1:
+        raise ValueError(f"{len(marks)} digits: cut out one of them, or call predict_digits, which classifies each")
+    return sure[0] if len(sure) == 1 else marks[0]
+
+
+def prepare_digit(image: Picture) -> Preparation:
+    """The steps from an image to MNIST's form of the digit in it; see `prepare_digits` for `image`, and the errors."""
+    steps, marks = prepare_digits(image)
+    mark = the_digit(marks)
+    return Preparation(*steps, mark.ink, mark.digit)
 
 
 def predict_digit(image: Picture, model: nn.Module | None = None) -> tuple[int, Tensor]:
-    """Classify the one digit in an image: the digit, and the ten probabilities.
+    """Classify the one digit in an image: the digit, and the network's ten probabilities.
 
-    The stored network is used unless another is given. What `image` may be, and the errors: see `prepare_digit`.
+    The stored network is used unless another is given. What `image` may be, and the errors: see `prepare_digits`.
     """
-    probabilities = classify([prepare_digit(image).digit], model)[0]
+    probabilities = the_digit(prepare_digits(image, model)[1]).probabilities
     return int(probabilities.argmax()), probabilities
 
 
 def predict_digits(image: Picture, model: nn.Module | None = None) -> list[tuple[int, Tensor, Box]]:
-    """Classify each digit in an image: the digit, the ten probabilities, and its box; in the order of the left edges.
+    """Classify all that may be digits, in reading order: the digit, the ten probabilities, and the box of each.
 
-    What `image` may be, and the errors: see `prepare_digit`.
+    What cannot be read has a low probability. What `image` may be, and the errors: see `prepare_digits`.
     """
-    steps, boxes = zip(*prepare_digits(image), strict=True)
-    probabilities = classify([step.digit for step in steps], model)
-    return [(int(p.argmax()), p, box) for p, box in zip(probabilities, boxes, strict=True)]
+    steps, marks = prepare_digits(image, model)
+    height, width = steps[0].shape
+    return [(int(mark.probabilities.argmax()), mark.probabilities,
+             (mark.left / width, mark.top / height, mark.right / width, mark.bottom / height)) for mark in marks]
