@@ -23,8 +23,9 @@ from skimage.morphology import disk
 from skimage.segmentation import clear_border
 from torch import Tensor, nn
 
+from mnist import normalise
 from model import IMAGE_SHAPE
-from utils import ROOT, load_run, normalise, predict
+from utils import ROOT, load_run, predict
 
 Picture = Image.Image | np.ndarray | Tensor | str | os.PathLike | bytes | BinaryIO
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in shares of the image's width and height

@@ -26,8 +26,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from handwriting import centre, load_colours, predict_digit, predict_digits, stored_network
+from mnist import load_mnist, normalise
 from model import IMAGE_SHAPE
-from utils import ROOT, load_mnist, normalise
+from utils import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results" / "photos.json"
 SURE = 0.8  # the probability of an answer from which it is sure
