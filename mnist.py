@@ -167,10 +167,11 @@ def augment(images: Tensor, labels: Tensor, config, plain: bool = False) -> tupl
 
     Returns the images in other shapes, a share of them in another look, and outliers behind them; and the targets
     (N + outliers, 10): probabilities of the digits, as torchvision's MixUp makes them. `config` has the strengths. With
-    `plain` the images stay as they are, but the outliers join them: else the network would soon forget to doubt.
+    `plain` the images stay as they are, and fewer outliers join them: without any the network forgets to doubt.
     """
     targets = F.one_hot(labels, NUM_CLASSES).float()
-    outliers, their_targets = make_outliers(images, labels, round(config.outlier_fraction * len(images) / 3))
+    fraction = config.plain_outlier_fraction if plain else config.outlier_fraction
+    outliers, their_targets = make_outliers(images, labels, round(fraction * len(images) / 3))
     targets = torch.cat([targets, their_targets])
     everything = torch.cat([images, outliers])
     if plain:

@@ -55,6 +55,7 @@ class Config:
     lines: float = 1  # largest brightness of a line across the digit
     inversion: float = 1  # how far a strip across the image is inverted
     outlier_fraction: float = 0.06  # images added that are no single digit, as a share of the batch
+    plain_outlier_fraction: float = 0.02  # the same in the plain epochs, so that doubt is not forgotten
     plain_epochs: int = 2  # epochs at the end, but not the first, whose images are shown as they are
     precision: str = "auto"  # of training: "float32", "bfloat16", or "auto" for the faster on the device
     seed: int = 0  # start of all random numbers
