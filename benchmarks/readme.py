@@ -3,6 +3,7 @@
 A mark is a pair of comments, which GitHub does not show: <!-- final.mean -->99.60<!-- / -->.
 """
 
+import json
 import re
 import statistics
 
@@ -20,9 +21,11 @@ def numbers() -> dict[str, str]:
     for recipe in "final", "baseline":
         runs = accuracy.select(records, recipe)
         summary = accuracy.summarise(runs)
+        error = statistics.mean(run["calibration_error"] for run in runs)
         found |= {f"{recipe}.n": f"{summary.n}", f"{recipe}.mean": f"{summary.mean:.2f}",
                   f"{recipe}.sd": f"{summary.sd:.2f}", f"{recipe}.low": f"{summary.minimum:.2f}",
-                  f"{recipe}.high": f"{summary.maximum:.2f}", f"{recipe}.epochs": f"{len(runs[0]['accuracy'])}"}
+                  f"{recipe}.high": f"{summary.maximum:.2f}", f"{recipe}.epochs": f"{len(runs[0]['accuracy'])}",
+                  f"{recipe}.calibration": f"{error:.1f}"}
     for recipe, networks in robustness.read_results()["networks"].items():
         runs = list(networks.values())
         by_corruption = robustness.mean_by_corruption(runs)
@@ -32,8 +35,16 @@ def numbers() -> dict[str, str]:
         for name in runs[0]["sure"]:
             share = statistics.mean(run["sure"][name] for run in runs)
             found[f"{recipe}.sure_{name.split()[-1]}"] = f"{share:.1f}"
-    for name, value in photos.read_results()["README"].items():
-        found[f"photos.{name}"] = value
+        found[f"{recipe}.load_digits"] = f"{statistics.mean(run['load_digits'] for run in runs):.1f}"
+    record = json.loads(photos.RESULTS.read_text(encoding="utf-8"))
+    one, several = record["real"]["kinds"]["all"], record["real"]["kinds"]["several"]["predict_digits"]
+    found |= {"photos.n": f"{one['predict_digit']['pictures']}", "photos.right": f"{one['predict_digit']['right']:.1f}",
+              "photos.sure": f"{one['predict_digit']['right_and_sure']:.1f}", "photos.simple": f"{one['simple']['right']:.1f}",
+              "photos.digits": f"{several['digits']}", "photos.several": f"{several['right']:.1f}"}
+    simulated = [methods for kind, methods in record["simulated"]["kinds"].items() if kind in photos.KINDS]
+    for method in "predict_digit", "simple":
+        share = statistics.mean(methods[method]["right"] for methods in simulated)
+        found[f"simulated.{method}"] = f"{share:.1f}"
     pipelines = speed.read_results()["pipelines"]["measured"]
     found["speed.ratio"] = f"{speed.ratio(pipelines['conventional'], pipelines['ours'])[0]:.1f}"
     return found
