@@ -37,9 +37,11 @@ def numbers() -> dict[str, str]:
             found[f"{recipe}.sure_{name.split()[-1]}"] = f"{share:.1f}"
         found[f"{recipe}.load_digits"] = f"{statistics.mean(run['load_digits'] for run in runs):.1f}"
     record = json.loads(photos.RESULTS.read_text(encoding="utf-8"))
-    one, several = record["real"]["kinds"]["all"], record["real"]["kinds"]["several"]["predict_digits"]
+    one = record["real"]["kinds"]["all"]
+    several = record["real"]["kinds"]["several"]["predict_digits"]
     found |= {"photos.n": f"{one['predict_digit']['pictures']}", "photos.right": f"{one['predict_digit']['right']:.1f}",
-              "photos.sure": f"{one['predict_digit']['right_and_sure']:.1f}", "photos.simple": f"{one['simple']['right']:.1f}",
+              "photos.sure": f"{one['predict_digit']['right_and_sure']:.1f}",
+              "photos.simple": f"{one['simple']['right']:.1f}",
               "photos.digits": f"{several['digits']}", "photos.several": f"{several['right']:.1f}"}
     simulated = [methods for kind, methods in record["simulated"]["kinds"].items() if kind in photos.KINDS]
     for method in "predict_digit", "simple":
