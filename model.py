@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 IMAGE_SHAPE = (1, 28, 28)  # channels, height, width of one image
 NUM_CLASSES = 10
+DROPOUT = 0.005  # small, since the BatchNorm of the next block still sees the zeros (Li et al., arXiv 1801.05134, 2018)
 
 
 def conv_block(in_channels: int, out_channels: int, dropout: float = 0, padding: int = 0) -> nn.Sequential:
@@ -29,11 +30,10 @@ class Net(nn.Module):
     """Two stages of convolutions with a 1×1 transition between them, and global average pooling at the end.
 
     The first layer has `width` channels, the others as many or twice as many. `dropout` is the probability that a
-    channel is zeroed in training; it is small, since the BatchNorm of the next block still sees the zeros (Li et al.,
-    "Understanding the disharmony between Dropout and Batch Normalization", arXiv 1801.05134, 2018).
+    channel is zeroed in training.
     """
 
-    def __init__(self, width: int = 16, dropout: float = 0.01) -> None:
+    def __init__(self, width: int = 16, dropout: float = DROPOUT) -> None:
         super().__init__()
         self.stage1 = nn.Sequential(
             conv_block(1, width, dropout),

@@ -38,7 +38,8 @@ def plot_digits(images: Tensor, titles: list[str] | None = None, rows: list[str]
     titles = titles or []
     count = max(1, math.ceil(len(images) / 8))
     lines = max((title.count("\n") + 1 for title in titles), default=0)
-    figure, axes = plt.subplots(count, 8, squeeze=False, figsize=(FIGURE_WIDTH, 0.8 * count * (1 + 0.25 * lines)))
+    height = 0.75 * count + 0.2 * lines * math.ceil(len(titles) / 8)
+    figure, axes = plt.subplots(count, 8, squeeze=False, figsize=(FIGURE_WIDTH, height))
     for number, axis in enumerate(axes.flat):
         if number < len(images):
             show_image(axis, images[number, 0].cpu(), titles[number] if number < len(titles) else "")

@@ -8,6 +8,7 @@ import argparse
 import base64
 import io
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -46,7 +47,8 @@ def finish_figures(notebook: nbformat.NotebookNode) -> None:
             if "image/png" in output.get("data", {}):
                 output.data["image/png"] = shrink(output.data["image/png"])
                 caption = below.partition("*")[2].partition("*")[0] if below.startswith("*") else ""
-                output.metadata["image/png"] = {"alt": " ".join(caption.split())}
+                caption = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", " ".join(caption.split()))  # links as their texts
+                output.metadata["image/png"] = {"alt": caption}
 
 
 def run(path: Path) -> None:

@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from model import IMAGE_SHAPE, Net, count_parameters
+from model import DROPOUT, IMAGE_SHAPE, Net, count_parameters
 from muon import Muon
 
 ROOT = Path(__file__).resolve().parent
@@ -41,7 +41,7 @@ class Config:
     end_factor: float = 0.0  # learning rate at the end, as a share of that at the start; in between it falls linearly
     momentum: float = 0.8  # share of the accumulated gradients that a step keeps
     weight_decay: float = 0.01  # pull of the convolutions' weights towards zero, times the learning rate
-    dropout: float = 0.005  # probability that a channel is zeroed in training
+    dropout: float = DROPOUT  # probability that a channel is zeroed in training
     degrees: float = 12  # rotation, either way
     translate: float = 0.08  # shift along each axis, either way, as a share of the image's side
     scale: float = 0.14  # zoom along each axis, either way, as a share of the digit's size
