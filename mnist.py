@@ -162,20 +162,15 @@ def draw_curves(images: Tensor, count: int) -> Tensor:
     return (1.8 - distance).clamp(0, 1)
 
 
-def augment(images: Tensor, labels: Tensor, config, plain: bool = False) -> tuple[Tensor, Tensor]:
+def augment(images: Tensor, labels: Tensor, config) -> tuple[Tensor, Tensor]:
     """A recipe's changes of a training batch: float images (N, 1, 28, 28) in [0, 1] and labels (N,).
 
     Returns the images in other shapes, a share of them in another look, and outliers behind them; and the targets
-    (N + outliers, 10): probabilities of the digits, as torchvision's MixUp makes them. `config` has the strengths. With
-    `plain` the images stay as they are, and fewer outliers join them: without any the network forgets to doubt.
+    (N + outliers, 10): probabilities of the digits, as torchvision's MixUp makes them. `config` has the strengths.
     """
     targets = F.one_hot(labels, NUM_CLASSES).float()
-    fraction = config.plain_outlier_fraction if plain else config.outlier_fraction
-    outliers, their_targets = make_outliers(images, labels, round(fraction * len(images) / 3))
-    targets = torch.cat([targets, their_targets])
+    outliers, their_targets = make_outliers(images, labels, round(config.outlier_fraction * len(images) / 3))
     everything = torch.cat([images, outliers])
-    if plain:
-        return everything, targets
     # the outliers' shapes change too, or the network would know them by their sharpness
     everything = change_shape(everything, config.degrees, config.translate, config.scale, config.shear)
     images, outliers = everything[:len(images)], everything[len(images):]
@@ -187,7 +182,8 @@ def augment(images: Tensor, labels: Tensor, config, plain: bool = False) -> tupl
     filtered = filter_randomly(filtered, config.filtering)
     lined = draw_lines(lined, config.lines)
     inverted = invert_strips(inverted, config.inversion)
-    return torch.cat([lit, filtered, lined, inverted, unchanged, outliers]), targets
+    images = torch.cat([lit, filtered, lined, inverted, unchanged, outliers])
+    return images, torch.cat([targets, their_targets])
 
 
 class Loader:

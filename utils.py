@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -55,8 +54,7 @@ class Config:
     lines: float = 1  # largest brightness of a line across the digit
     inversion: float = 1  # how far a strip across the image is inverted
     outlier_fraction: float = 0.06  # images added that are no single digit, as a share of the batch
-    plain_outlier_fraction: float = 0.02  # the same in the plain epochs, so that doubt is not forgotten
-    plain_epochs: int = 2  # epochs at the end, but not the first, whose images are shown as they are
+    plain_epochs: int = 1  # epochs at the end, but not the first, whose images are shown as they are
     precision: str = "auto"  # of training: "float32", "bfloat16", or "auto" for the faster on the device
     seed: int = 0  # start of all random numbers
 
@@ -195,9 +193,9 @@ def evaluate(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> tuple
 def fit(model: nn.Module, train_loader, val_loader, config: Config) -> list[dict]:
     """Train `model`; return one row per epoch: loss and accuracy (percent) in training and in validation.
 
-    In the last epochs the transform of the training loader is called with `plain=True`: the network ends on images as
-    they are, since it will be tested on such. Ctrl-C or the notebook's stop button ends the training early and keeps
-    what there is. Raises FloatingPointError if the training loss is no longer finite.
+    In the last epochs the training loader goes without its transform: the network ends on images as they are, since it
+    will be tested on such. Ctrl-C or the notebook's stop button ends the training early and keeps what there is. Raises
+    FloatingPointError if the training loss is no longer finite.
     """
     make_fast(model)
     optimizers = make_optimizers(model, config, config.epochs * len(train_loader))
@@ -206,8 +204,8 @@ def fit(model: nn.Module, train_loader, val_loader, config: Config) -> list[dict
     try:
         for epoch in range(1, config.epochs + 1):
             start = time.perf_counter()
-            if transform is not None and epoch > config.augmented_epochs:
-                train_loader.transform = partial(transform, plain=True)
+            if epoch > config.augmented_epochs:
+                train_loader.transform = None
             train_loss, train_accuracy = train_epoch(model, train_loader, optimizers, config, f"epoch {epoch:2}")
             if not math.isfinite(train_loss):
                 raise FloatingPointError(f"the training loss became {train_loss} in epoch {epoch}: try a smaller "

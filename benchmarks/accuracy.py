@@ -34,7 +34,7 @@ from utils import MAX_EPOCHS, ROOT, Config
 
 RECORDS = Path(__file__).with_name("results") / "accuracy.jsonl"
 NO_SHAPE = {"degrees": 0, "translate": 0, "scale": 0, "shear": 0}
-PLAIN_LOOK = {"light_fraction": 0, "look_fraction": 0, "outlier_fraction": 0, "plain_outlier_fraction": 0}
+PLAIN_LOOK = {"light_fraction": 0, "look_fraction": 0, "outlier_fraction": 0}
 
 # What each recipe changes in `Config`, the final recipe; "network" and "width" change the network instead.
 ABLATIONS = {
@@ -44,7 +44,7 @@ ABLATIONS = {
     "without changes of shape": NO_SHAPE,
     "without changes of light": {"light_fraction": 0},
     "without other looks": {"look_fraction": 0},
-    "without outliers": {"outlier_fraction": 0, "plain_outlier_fraction": 0},
+    "without outliers": {"outlier_fraction": 0},
     "with a constant learning rate": {"end_factor": 1},
     "with SGD for Muon": {"optimizer": "sgd", "weight_decay": 0.0002},  # decays weights as much in a step as Muon
     "with a fully connected layer for GAP": {"network": "fully connected for GAP"},
