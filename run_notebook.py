@@ -5,11 +5,14 @@ the environment variable EPOCHS shortens.
 """
 
 import argparse
+import asyncio
 import base64
 import io
 import os
 import re
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
@@ -21,7 +24,12 @@ from utils import ROOT
 
 
 class LiveClient(NotebookClient):
-    """A client that also shows what the cells print."""
+    """A client that also shows what the cells print, and that Ctrl-C ends by KeyboardInterrupt."""
+
+    async def async_start_new_kernel(self, **kwargs):
+        with suppress(NotImplementedError):  # on Windows
+            asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)  # whose handler would end in tracebacks
+        await super().async_start_new_kernel(**kwargs)
 
     def output(self, outs, msg, display_id, cell_index):
         if msg["msg_type"] == "stream":
