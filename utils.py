@@ -54,7 +54,7 @@ class Config:
     lines: float = 1  # largest brightness of a line across the digit
     inversion: float = 1  # how far a strip across the image is inverted
     outlier_fraction: float = 0.06  # images added that are no single digit, as a share of the batch
-    plain_epochs: int = 1  # epochs at the end, but not the first, whose images are shown as they are
+    plain_epochs: int = 2  # epochs at the end, but not the first, whose images are shown as they are
     precision: str = "auto"  # of training: "float32", "bfloat16", or "auto" for the faster on the device
     seed: int = 0  # start of all random numbers
 
