@@ -376,11 +376,6 @@ def drop_frames(marks: list[Mark], read: Reader) -> list[Mark]:
     return result
 
 
-def distance(first: Mark, second: Mark) -> float:
-    """The least distance, in pixels, of the ink of two marks."""
-    return cKDTree(first.pixels).query(second.pixels)[0].min()
-
-
 def join_broken(marks: list[Mark], read: Reader) -> list[Mark]:
     """Join marks that are near each other where the network is no less sure of both together."""
     marks = sorted(marks, key=lambda mark: -mark.size)
@@ -395,7 +390,7 @@ def join_broken(marks: list[Mark], read: Reader) -> list[Mark]:
             if width > 1.5 * height or size > 2 * first.size:
                 continue
             reach = 0.3 if min(first.sure, second.sure) < 0.9 else 0.05
-            if distance(first, second) > reach * size:
+            if cKDTree(first.pixels).query(second.pixels)[0].min() > reach * size:
                 continue
             both = read(np.concatenate([first.pixels, second.pixels]))
             if both.sure > max(first.sure, second.sure) - 0.05:
