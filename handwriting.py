@@ -8,16 +8,18 @@ a `Mark` that the network classifies → `drop_frames` → `join_broken` → `sp
 import base64
 import io
 import os
+from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from scipy import ndimage
+from scipy.signal import find_peaks
+from scipy.spatial import cKDTree
 from skimage.filters import apply_hysteresis_threshold, rank, threshold_otsu
-from skimage.graph import route_through_array
 from skimage.measure import label, regionprops
 from skimage.morphology import disk
 from skimage.segmentation import clear_border
@@ -110,49 +112,58 @@ def shrink(image: np.ndarray, longer: int) -> np.ndarray:
 
 
 def cover_table(colours: np.ndarray) -> np.ndarray:
-    """Give the table around a sheet that lies whole in the picture (3, H, W) the sheet's colour.
+    """Give the table around a light sheet that lies whole in the picture (3, H, W) the sheet's colour.
 
-    A sheet is one half of the picture's brightnesses, large, convex, and seldom at the picture's border.
+    The sheet is the large, convex part of the brighter half; white paper has light of all colours, wood has not.
     """
-    for grey in colours.mean(axis=0), colours.min(axis=0):  # in the second, white paper stands out from wood
-        small = shrink(grey, 128)
-        if np.ptp(small) < 0.1:
-            continue
-        bright = small > threshold_otsu(small)
-        for half in bright, ~bright:
-            part = max(regionprops(label(half)), key=lambda part: part.area)
-            area = np.zeros(half.shape, bool)
-            area[part.slice] = part.image_convex
-            border = np.concatenate([area[0], area[-1], area[:, 0], area[:, -1]]).mean()
-            if area.all():
-                continue
-            contrast = abs(np.log((small[area].mean() + 0.01) / (small[~area].mean() + 0.01)))
-            if area.mean() > 0.12 and part.solidity > 0.85 and half[~area].mean() < 0.25 and contrast > (
-                    1.6 if border > 0.1 else 0.17):
-                inside = resize(ndimage.binary_erosion(area, iterations=2), grey.shape) > 0.5
-                sheet = np.median(colours[:, inside], axis=1)
-                return np.where(inside, colours, sheet[:, None, None])
-    return colours
+    small = shrink(colours.min(axis=0), 128)
+    if np.ptp(small) < 0.1:
+        return colours
+    bright = small > threshold_otsu(small)
+    part = max(regionprops(label(bright)), key=lambda part: part.area)
+    area = np.zeros(bright.shape, bool)
+    area[part.slice] = part.image_convex
+    inner = area[1:-1, 1:-1].sum() / area.sum()  # less for what lies along the picture's border
+    if area.mean() < 0.12 or area.all() or part.solidity < 0.85 or inner < 0.97:
+        return colours
+    within = np.median(small[area & ~ndimage.binary_erosion(area, iterations=4)])
+    around = np.median(small[~area & ndimage.binary_dilation(area, iterations=4)])
+    if within < 1.3 * around:  # no edge, but light that fades
+        return colours
+    sheet = resize(ndimage.binary_erosion(area, iterations=2), colours.shape[1:]) > 0.5
+    return np.where(sheet, colours, np.median(colours[:, sheet], axis=1)[:, None, None])
 
 
-def find_ground(channel: np.ndarray) -> np.ndarray:
+def find_ground(channel: np.ndarray, radius: int) -> np.ndarray:
     """The light (h, w) of the paper in a channel (H, W), of 128 pixels: the median in a disc, then of what is no ink.
 
-    The disc is wider than two strokes of the thickest felt pen; a median follows the straight edge of a shadow.
+    A median follows the straight edge of a shadow.
     """
-    radius = 30
-    padded = np.pad(shrink(channel, 128), radius, mode="reflect", reflect_type="odd")  # goes on as the light does
-    padded = (padded.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+    small = (shrink(channel, 128).clip(0, 1) * 255 + 0.5).astype(np.uint8)
+    padded = np.pad(small, radius, mode="symmetric")
     rough = rank.median(padded, disk(radius))
     paper = abs(rough.astype(int) - padded) < 10
-    fine = rank.median(padded, disk(radius // 2), mask=paper)
+    filled = np.where(paper, padded, rough)[radius:-radius, radius:-radius]
+    light = np.pad(filled.astype(float), radius, mode="reflect", reflect_type="odd").clip(0, 255)  # goes on as it does
+    fine = rank.median(light.astype(np.uint8), disk(radius // 2), mask=paper)
     return np.where(fine > 0, fine, rough)[radius:-radius, radius:-radius] / np.float32(255)
 
 
 def missing_light(colours: np.ndarray) -> np.ndarray:
-    """The share of the paper's light that is missing at each pixel (H, W), or in excess where ink is the brighter."""
+    """The share of the paper's light that is missing at each pixel (H, W), or in excess where ink is the brighter.
+
+    The light is followed in discs wider than two strokes; wider ones where a bold digit fills the picture.
+    """
+    for radius in 34, 64:
+        share = light_difference(colours, [find_ground(channel, radius) for channel in colours])
+        if (share > 0.2).mean() < 0.08:
+            break
+    return ndimage.gaussian_filter(share, 1)
+
+
+def light_difference(colours: np.ndarray, grounds: list[np.ndarray]) -> np.ndarray:
+    """The share of the light of the grounds, one of each channel, that is missing (H, W), or in excess."""
     shape = colours.shape[1:]
-    grounds = [find_ground(channel) for channel in colours]
     low = np.stack([resize(ndimage.minimum_filter(ground, 5), shape) for ground in grounds])  # edges are no ink
     high = np.stack([resize(ndimage.maximum_filter(ground, 5), shape) for ground in grounds])
     dark, bright = (low - colours).max(axis=0).clip(0), (colours - high).max(axis=0).clip(0)
@@ -160,7 +171,7 @@ def missing_light(colours: np.ndarray) -> np.ndarray:
         share = ((colours - high) / (1 - high).clip(0.3)).max(axis=0)
     else:
         share = ((low - colours) / low.clip(0.2)).max(axis=0)
-    return ndimage.gaussian_filter(share.clip(0, 1), 1)
+    return share.clip(0, 1)
 
 
 def find_ink(share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -209,7 +220,7 @@ def remove_lines(mask: np.ndarray) -> tuple[np.ndarray, float]:
     """A mask (H, W) without the lines that begin at an edge of the image, and the thickness of these lines."""
     side, thick = max(mask.shape), [0.0]
     for _ in range(2):  # horizontal, then vertical lines
-        lines = find_lines(mask, 0.1 * side, 0.015 * side, 0.1 * side)
+        lines = find_lines(mask, 0.1 * side, 0.015 * side + 2, 0.1 * side)
         lines = [line for line in lines if line.bbox[1] < 3 or line.bbox[3] > mask.shape[1] - 3]
         thick += [thickness(line) for line in lines if line.image.shape[1] > 0.8 * mask.shape[1]]
         mask = erase(mask, lines).T
@@ -226,25 +237,25 @@ def stroke_width(mask: np.ndarray) -> float:
 def clear_parts(mask: np.ndarray, share: np.ndarray, lines: float) -> list:
     """The connected parts of the ink that may be digits, as regions.
 
-    What touches the image's edge, beside whole parts, is something else; dust is smaller; the rest of a ruled line is
-    as thin as the `lines`; dots, creases and the back of the page are fainter (0.15 of the strongest; pencil beside a
-    pen has 0.5); the end of a shadow is less sharp.
+    What touches the image's edge is something else, unless it fills the image: a digit that is cut off. Dust is
+    smaller; the rest of a ruled line is as thin as the `lines`; dots, creases and the back of the page are fainter
+    (0.15 of the strongest; pencil beside a pen has 0.5); the end of a shadow is less sharp.
     """
     labels = label(ndimage.binary_dilation(mask, iterations=3)) * mask  # gaps of six pixels do not divide
-    parts, whole = regionprops(labels, intensity_image=share), regionprops(clear_border(labels), intensity_image=share)
-    longest, longest_whole = (max([max(part.image.shape) for part in regions], default=0) for regions in (parts, whole))
-    if longest_whole > longest / 3:
-        parts, least = whole, max(12, 0.02 * max(mask.shape))
-    else:
-        least = 0.3 * max(mask.shape)  # a digit that is cut off
-    parts = [part for part in parts if max(part.image.shape) >= least and min(part.image.shape) >= 2.5 * lines]
+    parts = [part for part in regionprops(labels, intensity_image=share)
+             if max(part.image.shape) >= max(12, 0.02 * max(mask.shape)) and min(part.image.shape) >= 2.5 * lines]
+    parts = [part for part in parts if stroke_width(part.image) > 0.006 * max(part.image.shape)]  # the rest are creases
+    inside = np.unique(clear_border(labels, buffer_size=max(mask.shape) // 300))
+    whole = [part for part in parts if part.label in inside]
+    cut = [part for part in parts if part.label not in inside and part.area_bbox > 0.4 * mask.size]
+    longest_cut, longest = (max([max(part.image.shape) for part in some], default=0) for some in (cut, whole))
+    parts = cut if longest < longest_cut / 3 else whole
     parts = sorted(parts, key=lambda part: -max(part.image.shape))[:100]  # a screen or a carpet has no end of them
     strong = [np.percentile(part.image_intensity[part.image], 90) for part in parts]
-    parts = [part for part, value in zip(parts, strong, strict=True) if value > 0.25 * max(strong)]
+    parts = [part for part, value in zip(parts, strong, strict=True) if value > 0.2 * max(strong)]
     slope = ndimage.gaussian_gradient_magnitude(share, 1)
-    sharp = [np.median(slope[part.slice][part.image & ~ndimage.binary_erosion(part.image)]) / part.intensity_max
-             for part in parts]
-    return [part for part, value in zip(parts, sharp, strict=True) if value > 0.5 * max(sharp)]
+    sharp = [np.percentile(slope[part.slice][part.image], 90) / part.intensity_max for part in parts]
+    return [part for part, value in zip(parts, sharp, strict=True) if value > max(0.04, 0.5 * max(sharp))]
 
 
 def centre(image: np.ndarray) -> np.ndarray:
@@ -265,7 +276,7 @@ def to_mnist(ink: np.ndarray) -> np.ndarray:
     At 80 pixels the outline is moved until strokes are 2.3 to 3.4 of 20 pixels wide: the usual widths in MNIST.
     """
     ink = ndimage.maximum_filter(ink, max(1, max(ink.shape) // 80))  # so that thin lines are not lost
-    solid = np.pad(shrink(ink, 80) > 0.5, 16)
+    solid = np.pad(shrink(ink, 80) > 0.35, 16)
     if not solid.any():
         return np.zeros((28, 28), np.float32)
     width = stroke_width(solid)
@@ -277,18 +288,22 @@ def to_mnist(ink: np.ndarray) -> np.ndarray:
 
 
 class Mark(NamedTuple):
-    """What may be a digit: its box in pixels, its ink there, its form (28, 28), and its probabilities (10,)."""
+    """What may be a digit."""
 
+    pixels: np.ndarray  # (n, 2): the row and column of each of its pixels
     top: int
     left: int
     bottom: int
     right: int
-    mask: np.ndarray
-    ink: np.ndarray
-    digit: np.ndarray
-    probabilities: Tensor
+    mask: np.ndarray  # (bottom - top, right - left): its pixels within its box
+    ink: np.ndarray  # the same shape: how strong the ink is there
+    digit: np.ndarray  # (28, 28): its form in MNIST
+    probabilities: Tensor  # (10,)
     sure: float  # the largest of these
     size: int  # pixels of its longer side
+
+
+Reader = Callable[[np.ndarray], Mark]  # `read_mark` with a picture's ink and a network
 
 
 @cache
@@ -297,35 +312,45 @@ def stored_network() -> nn.Module:
     return load_run(ROOT / "S6_MNIST.pt")[0]
 
 
-class Page:
-    """The strength of the ink (H, W) of an image, and the network that classifies marks of it."""
-
-    def __init__(self, strength: np.ndarray, model: nn.Module | None) -> None:
-        self.strength = strength
-        self.model = stored_network() if model is None else model
-
-    def mark(self, top: int, left: int, mask: np.ndarray) -> Mark:
-        """The mark that has the ink of a mask (h, w), whose corner is at (top, left)."""
-        (rows, columns), = ndimage.find_objects(mask.astype(int))
-        mask, top, left = mask[rows, columns], top + rows.start, left + columns.start
-        bottom, right = top + mask.shape[0], left + mask.shape[1]
-        ink = (self.strength[top:bottom, left:right] * ndimage.binary_dilation(mask)).astype(np.float32)
-        digit = to_mnist(ink)
-        images = normalise(torch.from_numpy(digit).view(1, *IMAGE_SHAPE))
-        probabilities = predict(self.model, [(images, torch.zeros(1))])[0][0].softmax(0).cpu()
-        sure = probabilities.max().item()
-        return Mark(top, left, bottom, right, mask, ink, digit, probabilities, sure, max(mask.shape))
-
-    def join(self, first: Mark, second: Mark) -> Mark:
-        """Two marks as one."""
-        top, left = min(first.top, second.top), min(first.left, second.left)
-        mask = np.zeros((max(first.bottom, second.bottom) - top, max(first.right, second.right) - left), bool)
-        for mark in first, second:
-            mask[mark.top - top:mark.bottom - top, mark.left - left:mark.right - left] |= mark.mask
-        return self.mark(top, left, mask)
+def read_mark(strength: np.ndarray, model: nn.Module, pixels: np.ndarray) -> Mark:
+    """Classify these pixels (n, 2) of a picture whose ink has this strength (H, W)."""
+    top, left = pixels.min(axis=0).tolist()
+    bottom, right = (pixels.max(axis=0) + 1).tolist()
+    mask = np.zeros((bottom - top, right - left), bool)
+    mask[pixels[:, 0] - top, pixels[:, 1] - left] = True
+    ink = (strength[top:bottom, left:right] * ndimage.binary_dilation(mask)).astype(np.float32)
+    digit = to_mnist(ink)
+    images = normalise(torch.from_numpy(digit).view(1, *IMAGE_SHAPE))
+    probabilities = predict(model, [(images, torch.zeros(1))])[0][0].softmax(0).cpu()
+    return Mark(pixels, top, left, bottom, right, mask, ink, digit, probabilities,
+                probabilities.max().item(), max(mask.shape))
 
 
-def drop_frames(page: Page, marks: list[Mark]) -> list[Mark]:
+def find_held(frame: Mark, marks: list[Mark]) -> tuple[list[Mark], list[Mark]]:
+    """The marks whose middle is in a frame's box, and those of them that lie in a hole of it and are large."""
+    holes = ndimage.binary_fill_holes(frame.mask) & ~frame.mask
+    height, width = frame.mask.shape
+    held, enclosed = [], []
+    for mark in marks:
+        row, column = (mark.top + mark.bottom) // 2 - frame.top, (mark.left + mark.right) // 2 - frame.left
+        if 0 <= row < height and 0 <= column < width and 0.06 * frame.size < mark.size < frame.size:
+            held.append(mark)
+            if holes[row, column] and mark.size > 0.3 * min(frame.mask.shape):
+                enclosed.append(mark)
+    return held, enclosed
+
+
+def frame_lines(mask: np.ndarray) -> tuple[list, list]:
+    """The horizontal and the vertical lines of a box, a comb or a table; none of the latter without the former."""
+    height, width = mask.shape
+    across = find_lines(mask, 0.8 * width, 0.06 * max(mask.shape), width / 8)
+    if not across:
+        return [], []
+    tall = height * (0.7 if len(across) > 1 else 0.35)  # the teeth of a comb are short
+    return across, find_lines(mask.T, tall, 2 * max(map(thickness, across)), tall / 6)
+
+
+def drop_frames(marks: list[Mark], read: Reader) -> list[Mark]:
     """Take away boxes, circles, combs and tables, and keep what is written in them, or over their lines.
 
     A circle has a mark in its hole. A box, a comb or a table has three straight lines from end to end or more, and
@@ -333,36 +358,25 @@ def drop_frames(page: Page, marks: list[Mark]) -> list[Mark]:
     """
     result = list(marks)
     for frame in sorted(marks, key=lambda mark: -mark.size):
-        height, width = frame.mask.shape
-        held = [mark for mark in result if 0.06 * frame.size < mark.size < frame.size
-                and frame.top < (mark.top + mark.bottom) / 2 < frame.bottom
-                and frame.left < (mark.left + mark.right) / 2 < frame.right]
-        across, down = find_lines(frame.mask, 0.8 * width, 0.06 * frame.size, width / 8), []
-        if across:
-            tall = height * (0.7 if len(across) > 1 else 0.35)  # the teeth of a comb are short
-            down = find_lines(frame.mask.T, tall, 2 * max(map(thickness, across)), tall / 6)
-        filled = ndimage.binary_fill_holes(frame.mask) & ~frame.mask
-        within = [mark for mark in held if mark.size > 0.3 * min(height, width) and
-                  filled[(mark.top + mark.bottom) // 2 - frame.top, (mark.left + mark.right) // 2 - frame.left]]
+        held, enclosed = find_held(frame, result)
+        across, down = frame_lines(frame.mask)
         if len(down) > 1 and (held or len(across) + len(down) > 3 or frame.sure < 0.95):
-            rest = erase(erase(frame.mask, across).T, down).T
-            least = max(0.02 * max(page.strength.shape), 0.5 * max([mark.size for mark in held], default=0))
-            pieces = [page.mark(frame.top + part.bbox[0], frame.left + part.bbox[1], part.image)
-                      for part in regionprops(label(rest)) if max(part.image.shape) > least]
-            pieces = join_broken(page, pieces)
+            rest = label(erase(erase(frame.mask, across).T, down).T)
+            least = 0.5 * max([mark.size for mark in held], default=0.2 * frame.size)
+            pieces = [read(np.add(part.coords, (frame.top, frame.left)))
+                      for part in regionprops(rest) if max(part.image.shape) > least]
+            pieces = join_broken(pieces, read)
             if held or max([piece.sure for piece in pieces], default=0) > frame.sure:
                 result = [mark for mark in result if mark is not frame] + pieces
-        elif within:
+        elif enclosed:
             result = [mark for mark in result if mark is not frame]
-            inner = within[0]
-            leans = inner.right - inner.left > 0.45 * inner.size
-            if width < 0.85 * height and inner.probabilities.argmax() == 1 and leans:
-                result = [mark for mark in result if mark is not inner]  # the slash in a zero leans, a 1 does not
-                result.append(page.join(frame, inner))
+            both = read(np.concatenate([frame.pixels, enclosed[0].pixels]))
+            if enclosed[0].probabilities.argmax() == 1 and both.probabilities.argmax() == 0:  # the slash in a zero
+                result = [mark for mark in result if mark is not enclosed[0]] + [both]
     return result
 
 
-def join_broken(page: Page, marks: list[Mark]) -> list[Mark]:
+def join_broken(marks: list[Mark], read: Reader) -> list[Mark]:
     """Join marks that are near each other where the network is no less sure of both together."""
     marks = sorted(marks, key=lambda mark: -mark.size)
     index = 0
@@ -372,45 +386,40 @@ def join_broken(page: Page, marks: list[Mark]) -> list[Mark]:
         for second in marks[index:]:
             height = max(first.bottom, second.bottom) - min(first.top, second.top)
             width = max(first.right, second.right) - min(first.left, second.left)
-            if width > 1.5 * height or max(height, width) > 2 * first.size:
+            size = max(height, width)
+            if width > 1.5 * height or size > 2 * first.size:
                 continue
-            both = page.join(first, second)
-            reach = (0.15 if min(first.sure, second.sure) < 0.9 else 0.025) * both.size  # half of the gap
-            near = label(ndimage.distance_transform_edt(~both.mask) <= reach).max() == 1
-            if near and both.sure > max(first.sure, second.sure) - 0.05:
+            reach = 0.3 if min(first.sure, second.sure) < 0.9 else 0.05
+            if cKDTree(first.pixels).query(second.pixels)[0].min() > reach * size:
+                continue
+            both = read(np.concatenate([first.pixels, second.pixels]))
+            if both.sure > max(first.sure, second.sure) - 0.05:
                 marks = [both if mark is first else mark for mark in marks if mark is not second]
                 index -= 1
                 break
     return marks
 
 
-def split_touching(page: Page, mark: Mark) -> list[Mark]:
-    """Cut a wide mark, along paths through little ink, so that the product of the pieces' probabilities is largest."""
+def split_touching(mark: Mark, read: Reader) -> list[Mark]:
+    """Cut a wide mark where there is little ink, so that the product of the pieces' probabilities is largest."""
     height, width = mark.mask.shape
     if width < max(20, 0.8 * height) or mark.sure > 0.999:
         return [mark]
-    cuts = [np.zeros(height, int)]  # of each row, the first column right of the cut
-    reach = height // 5
-    for column in range(reach, width - reach, height // 8):
-        band = np.pad(mark.mask[:, column - reach:column + reach], [(1, 1), (0, 0)])
-        path, _ = route_through_array(1 + 100.0 * band, (0, reach), (height + 1, reach))
-        rows, columns = np.transpose(path)
-        if band[rows, columns].sum() < 2 * stroke_width(mark.mask):
-            cut = np.zeros(height + 2, int)
-            cut[rows] = columns + column - reach
-            cuts.append(cut[1:-1])
-    cuts.append(np.full(height, width))
-    best = {0: (1.0, [])}  # the best pieces left of each cut
-    for end in range(1, len(cuts)):
-        for start in range(end):
-            piece = mark.mask & (np.arange(width) >= cuts[start][:, None]) & (np.arange(width) < cuts[end][:, None])
-            tall, wide = piece.any(axis=1).sum(), piece.any(axis=0).sum()
-            if start in best and tall > max(0.5 * height, 0.8 * wide):
-                piece = page.mark(mark.top, mark.left, piece)
-                score = best[start][0] * piece.sure
-                if end not in best or score > best[end][0]:
-                    best[end] = score, [*best[start][1], piece]
-    score, pieces = best.get(len(cuts) - 1, (0, []))
+    ink = ndimage.uniform_filter1d(mark.mask.sum(axis=0).astype(float), 3)
+    cuts, _ = find_peaks(-ink, height=-3 * stroke_width(mark.mask), distance=max(1, height // 8))
+    best = {0: (1.0, [])}  # up to each cut: the product, and the pieces
+    for end in [*cuts, width]:
+        options = []
+        for start, (score, pieces) in best.items():
+            columns = mark.pixels[:, 1] - mark.left
+            pixels = mark.pixels[(columns >= start) & (columns < end)]
+            tall, wide = np.ptp(pixels, axis=0) + 1
+            if tall > max(0.5 * height, 0.8 * wide):
+                piece = read(pixels)
+                options.append((score * piece.sure, [*pieces, piece]))
+        if options:
+            best[end] = max(options, key=lambda option: option[0])
+    score, pieces = best.get(width, (0, []))
     return pieces if score > mark.sure else [mark]
 
 
@@ -460,10 +469,10 @@ def prepare_digits(image: Picture, model: nn.Module | None = None) -> tuple[list
     share = missing_light(cover_table(colours))
     strength, ink = find_ink(share)
     ink, lines = remove_lines(ink)
-    page = Page(strength, model)
-    marks = [page.mark(*part.bbox[:2], part.image) for part in clear_parts(ink, share, lines)]
-    marks = join_broken(page, drop_frames(page, marks))
-    marks = [piece for mark in marks for piece in split_touching(page, mark)]
+    read = partial(read_mark, strength, stored_network() if model is None else model)
+    marks = [read(part.coords) for part in clear_parts(ink, share, lines)]
+    marks = join_broken(drop_frames(marks, read), read)
+    marks = [piece for mark in marks for piece in split_touching(mark, read)]
     marks = reading_order(choose_marks(marks))
     if not marks:
         what = "only lines, edges or specks are" if ink.any() else "nothing is"

@@ -4,8 +4,9 @@
                                           FOLDER/several/any-is-12345-67890.jpg of two rows of five
     python -m benchmarks.photos           pictures made by code, of twenty kinds, and of what is no digit
 
-The rates go to results/photos.json, without the pictures; all failures of a folder are drawn on one sheet. A table
-FOLDER/SOURCES.tsv may give the kind of each picture, and where it comes from.
+With --keep the rates go to results/photos.json, without the pictures: "real" and "simulated" hold, by kind and
+method, the numbers of pictures, whole pictures and digits, and the rest in percent; "real" also its sources. All
+failures of a folder are drawn on one sheet. FOLDER/SOURCES.tsv may give kind and source of each picture.
 """
 
 import argparse
@@ -15,12 +16,14 @@ import json
 import math
 import sys
 from collections import Counter
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt, find_objects
+from skimage.filters import threshold_otsu
 from skimage.morphology import skeletonize
 from torch import Tensor
 from tqdm import tqdm
@@ -122,15 +125,16 @@ def photograph(digits: list[np.ndarray], rng: np.random.Generator, pen: str = "m
 
 
 def predict_simply(picture: Path | Image.Image) -> tuple[int, Tensor]:
-    """Classify by what a first attempt makes: one ground and one threshold for all, and one box around the ink."""
+    """Classify by what a first attempt makes: grey, Otsu's threshold, the box of the ink, 20 pixels, centre of mass."""
     grey = load_colours(picture).mean(axis=0)
-    ink = grey - np.median(grey)
-    ink = ink if ink.max() >= -ink.min() else -ink
-    ink = (ink / max(ink.max(), 0.1)).clip(0)
-    rows, columns = (np.flatnonzero((ink > 0.3).any(axis)) for axis in (1, 0))
-    if not len(rows):
+    ink = grey > threshold_otsu(grey)
+    if ink.mean() > 0.5:
+        ink = ~ink
+    boxes = find_objects(ink.astype(int))
+    if not boxes:
         raise ValueError("no ink")
-    digit = centre(ink[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1])
+    digit = centre(ink[boxes[0]].astype(np.float32))
+    digit /= max(digit.max(), 1e-6)
     with torch.no_grad():
         probabilities = stored_network()(normalise(torch.from_numpy(digit).view(1, *IMAGE_SHAPE))).softmax(1)[0]
     return int(probabilities.argmax()), probabilities
@@ -149,54 +153,47 @@ def judge_one(classify, picture: Path | Image.Image, label: int | None) -> tuple
 
 
 def judge_several(picture: Path, label: str) -> tuple[Counter, str]:
-    """What became of a picture of several digits: found and expected ones are aligned with the fewest differences."""
+    """What became of a picture of several digits, and the answer; found and expected digits are aligned by difflib."""
     try:
         found = predict_digits(picture)
     except ValueError:
         found = []
-    costs = {(0, 0): (0, Counter())}
-    for i in range(len(label) + 1):
-        for j in range(len(found) + 1):
-            options = [costs[i, j]] if (i, j) in costs else []
-            sure = j > 0 and found[j - 1][1].max().item() > SURE
-            if i and j:
-                right = found[j - 1][0] == int(label[i - 1])
-                options.append((costs[i - 1, j - 1][0] + (not right), costs[i - 1, j - 1][1] + Counter(
-                    right=right, wrong_and_sure=sure and not right)))
-            if i:
-                options.append((costs[i - 1, j][0] + 1, costs[i - 1, j][1] + Counter(missed=1)))
-            if j:
-                options.append((costs[i, j - 1][0] + 1, costs[i, j - 1][1] + Counter(extra=1, extra_and_sure=sure)))
-            costs[i, j] = min(options, key=lambda option: option[0])
-    errors, counts = costs[len(label), len(found)]
-    keys = ("right", "wrong_and_sure", "missed", "extra", "extra_and_sure")
-    counts = Counter({"pictures": 1, "whole": errors == 0, "digits": len(label)} | {key: counts[key] for key in keys})
-    return counts, "".join(str(digit) for digit, *_ in found) or "nothing"
+    said = "".join(str(digit) for digit, *_ in found)
+    counts = Counter(pictures=1, whole=said == label, digits=len(label), right=0, wrong_and_sure=0, missed=0, extra=0,
+                     extra_and_sure=0)
+    for operation, *expected, start, end in SequenceMatcher(None, label, said, autojunk=False).get_opcodes():
+        number = expected[1] - expected[0]
+        if operation == "equal":
+            counts["right"] += number
+            continue
+        sure = [probabilities.max().item() > SURE for _, probabilities, _ in found[start:end]]
+        counts.update(missed=max(0, number - len(sure)), extra=max(0, len(sure) - number),
+                      wrong_and_sure=sum(sure[:number]), extra_and_sure=sum(sure[number:]))
+    return counts, said or "nothing"
 
 
 def draw_sheet(failures: list[tuple[Path, str]], path: Path) -> None:
     """All failures on one sheet: the picture, what was found in it, and what was said."""
     sheet = Image.new("RGB", (5 * 260, -(-len(failures) // 5) * 290 or 1), "white")
     for index, (name, said) in enumerate(failures):
-        picture = ImageOps.exif_transpose(Image.open(name)).convert("RGB")
-        picture = ImageOps.contain(picture, (250, 250))
+        picture = ImageOps.contain(ImageOps.exif_transpose(Image.open(name)).convert("RGB"), (250, 250))
         draw = ImageDraw.Draw(picture)
         try:
             for *_, box in predict_digits(name):
                 draw.rectangle([side * share for side, share in zip(2 * picture.size, box, strict=True)], outline="red")
         except ValueError:
             draw.line([(0, 0), picture.size], fill="red")
-        place = index % 5 * 260, index // 5 * 290
-        sheet.paste(picture, place)
-        ImageDraw.Draw(sheet).text((place[0], place[1] + 255), said, fill="black")
+        left, top = index % 5 * 260, index // 5 * 290
+        sheet.paste(picture, (left, top))
+        ImageDraw.Draw(sheet).text((left, top + 255), said, fill="black")
     sheet.save(path)
 
 
 def rates(counts: Counter) -> dict:
     """The numbers of pictures and digits, and the others as percentages of these; whole pictures as they are."""
     total = counts["digits"] or counts["pictures"]
-    numbers = ("pictures", "whole", "digits")
-    return {key: int(value) if key in numbers else round(100 * value / total, 1) for key, value in counts.items()}
+    return {key: int(value) if key in ("pictures", "whole", "digits") else round(100 * value / total, 1)
+            for key, value in counts.items()}
 
 
 def measure_folder(folder: Path, sheet: Path) -> dict:
@@ -205,25 +202,22 @@ def measure_folder(folder: Path, sheet: Path) -> dict:
     rows = list(csv.DictReader(table.open(encoding="utf-8"), delimiter="\t")) if table.exists() else []
     kinds = {row["file"]: row["kind"] for row in rows}
     paths = sorted(path for path in folder.glob("*/*") if path.parent.name in {"several", *"0123456789"})
-    counts: dict[str, dict[str, Counter]] = {}
-    failures = []
+    counts, failures = {}, []
     for path in tqdm(paths, file=sys.stdout, leave=False):
-        several = path.parent.name == "several"
-        names = ["several"] if several else ["all", kinds.get(path.relative_to(folder).as_posix(), "single digit")]
-        if several:
+        label = path.parent.name
+        if label == "several":
             label = path.stem.rsplit("-is-", 1)[1].replace("-", "")
-            judged = {"predict_digits": judge_several(path, label)}
-            failed = not judged["predict_digits"][0]["whole"]
+            names, judged = ["several"], {"predict_digits": judge_several(path, label)}
         else:
-            label = path.parent.name
-            judged = {"predict_digit": judge_one(predict_digit, path, int(label)),
-                      "simple": judge_one(predict_simply, path, int(label))}
-            failed = not judged["predict_digit"][0]["right_and_sure"]
+            names = ["all", kinds.get(path.relative_to(folder).as_posix(), "single digit")]
+            judged = {method.__name__: judge_one(method, path, int(label))
+                      for method in (predict_digit, predict_simply)}
         for name in names:
             for method, (count, _) in judged.items():
                 counts.setdefault(name, {}).setdefault(method, Counter()).update(count)
-        if failed:
-            failures.append((path, f"{label}: {next(iter(judged.values()))[1]}"))
+        count, said = next(iter(judged.values()))
+        if not count["whole"] and not count["right_and_sure"]:
+            failures.append((path, f"{label}: {said}"))
     draw_sheet(failures, sheet)
     print(f"{len(failures)} pictures were not read, or not surely: see {sheet}")
     sources = sorted({(row["repository"], row["commit"]) for row in rows})
@@ -239,14 +233,14 @@ def measure_simulated(number: int) -> dict:
     counts = {}
     for kind, settings in tqdm((KINDS | NO_DIGIT).items(), file=sys.stdout, leave=False):
         rng = np.random.default_rng(list(kind.encode()))
-        counts[kind] = {"predict_digit": Counter(), "simple": Counter()}
+        counts[kind] = {method.__name__: Counter() for method in (predict_digit, predict_simply)}
         for _ in range(number):
             options = dict(settings)
             chosen = rng.integers(0, len(images), options.pop("count", int(kind in KINDS)))
             picture = photograph(list(images[chosen]), rng, **options)
             label = int(labels[chosen[0]]) if kind in KINDS else None
-            counts[kind]["predict_digit"].update(judge_one(predict_digit, picture, label)[0])
-            counts[kind]["simple"].update(judge_one(predict_simply, picture, label)[0])
+            for method in (predict_digit, predict_simply):
+                counts[kind][method.__name__].update(judge_one(method, picture, label)[0])
     return {"kinds": counts}
 
 
@@ -256,19 +250,15 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, default=Path("failures.png"), help="where the failures are drawn")
     parser.add_argument("--number", type=int, default=30, help="pictures of each kind that are made")
     parser.add_argument("--keep", action="store_true", help="put the rates in results/photos.json")
-    arguments = parser.parse_args()
-    name = "real" if arguments.folder else "simulated"
-    if arguments.folder:
-        result = measure_folder(arguments.folder, arguments.sheet)
-    else:
-        result = measure_simulated(arguments.number)
+    args = parser.parse_args()
+    result = measure_folder(args.folder, args.sheet) if args.folder else measure_simulated(args.number)
     for kind, methods in result["kinds"].items():
         for method, count in methods.items():
             methods[method] = rates(count)
             print(f"{kind:32} {method:14} {', '.join(f'{key} {value}' for key, value in methods[method].items())}")
-    if arguments.keep:
+    if args.keep:
         record = json.loads(RESULTS.read_text(encoding="utf-8"))
-        record = {key: record[key] for key in ("real", "simulated") if key in record} | {name: result}
+        record["real" if args.folder else "simulated"] = result
         RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
