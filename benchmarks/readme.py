@@ -41,10 +41,10 @@ def numbers() -> dict[str, str]:
     several = record["real"]["kinds"]["several"]["predict_digits"]
     found |= {"photos.n": f"{one['predict_digit']['pictures']}", "photos.right": f"{one['predict_digit']['right']:.1f}",
               "photos.sure": f"{one['predict_digit']['right_and_sure']:.1f}",
-              "photos.simple": f"{one['simple']['right']:.1f}",
+              "photos.simple": f"{one['predict_simply']['right']:.1f}",
               "photos.digits": f"{several['digits']}", "photos.several": f"{several['right']:.1f}"}
     simulated = [methods for kind, methods in record["simulated"]["kinds"].items() if kind in photos.KINDS]
-    for method in "predict_digit", "simple":
+    for method in "predict_digit", "predict_simply":
         share = statistics.mean(methods[method]["right"] for methods in simulated)
         found[f"simulated.{method}"] = f"{share:.1f}"
     pipelines = speed.read_results()["pipelines"]["measured"]
