@@ -11,6 +11,7 @@ import io
 import os
 import re
 import signal
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -29,7 +30,7 @@ class LiveClient(NotebookClient):
     async def async_start_new_kernel(self, **kwargs):
         with suppress(NotImplementedError):  # on Windows
             asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)  # whose handler would end in tracebacks
-        await super().async_start_new_kernel(**kwargs)
+        await super().async_start_new_kernel(stderr=subprocess.DEVNULL, **kwargs)  # the kernel's own last words
 
     def output(self, outs, msg, display_id, cell_index):
         if msg["msg_type"] == "stream":
@@ -65,8 +66,7 @@ def run(path: Path) -> None:
     if not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK):
         sys.exit(f"{path} cannot be written: make the file and its folder writable")
     client = LiveClient(notebook, timeout=None, kernel_name="python3", coalesce_streams=True, record_timing=False,
-                        store_widget_state=False, resources={"metadata": {"path": path.parent}},
-                        extra_arguments=["--log-level=40"])  # errors only: kernels warn of local connections
+                        store_widget_state=False, resources={"metadata": {"path": path.parent}})
     try:
         client.execute()
     except CellExecutionError as error:

@@ -19,8 +19,8 @@ def encode(values: Tensor) -> str:
 
 
 def encode_weights(tensor: Tensor) -> dict:
-    """A convolution's weights as 16-bit multiples of a step; biases and BatchNorm, far fewer, in 32 bits."""
-    bits, limit, dtype = (16, 2**15 - 1, torch.int16) if tensor.dim() > 1 else (32, 2**24, torch.int32)
+    """A large convolution's weights as 16-bit multiples of a step; what is small, and first or last, in 32 bits."""
+    bits, limit, dtype = (16, 2**15 - 1, torch.int16) if tensor.numel() > 1000 else (32, 2**24, torch.int32)
     step = float(f"{tensor.abs().max() / limit:.6g}")
     return {"step": step, "bits": bits, "multiples": encode((tensor.detach() / step).round().to(dtype))}
 
