@@ -146,6 +146,7 @@ def run(recipe: str, seed: int, split: bool, device: torch.device, keep: bool = 
         "scored": "held-out training images" if split else "test images", "parameters": count_parameters(model),
         "accuracy": [row["val_accuracy"] for row in history],
         "calibration_error": round(utils.calibration(confidence, predicted == digits)[1], 4),
+        "least_logit": round(logits.amax(1).quantile(0.025).item(), 3),  # the largest logit of 97.5 % is above it
         **measure_sample(model, val_loader.images, val_loader.labels), "seconds": round(time.perf_counter() - start, 1),
         "commit": describe_commit(), "precision": utils.training_precision(config, device),
         **utils.describe_environment(device),
