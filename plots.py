@@ -105,14 +105,6 @@ def plot_singular_values(before: Tensor, after: Tensor) -> Figure:
     return figure
 
 
-def plot_losses(losses: list[float]) -> Figure:
-    """Draw the training loss of each step."""
-    figure, axis = plt.subplots(figsize=(FIGURE_WIDTH, 2.6))
-    axis.plot(range(1, len(losses) + 1), losses)
-    axis.set(xlabel="step", ylabel="cross-entropy", ylim=(0, None))
-    return figure
-
-
 def plot_history(history: list[dict], config: Config) -> Figure:
     """Draw loss and error (both logarithmic, the error with the target) in training and validation by epoch."""
     epochs = [row["epoch"] for row in history]
