@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from scipy import stats
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import utils
 from benchmarks.robustness import NETWORKS, measure_sample
@@ -63,7 +63,6 @@ RECIPES = {
                           "dropout": 0.001, "degrees": 7, "translate": 0.05, "scale": 0.08, "shear": 6, **PLAIN_LOOK,
                           "width": width} for width in (4, 6, 8, 12)},
 }
-GROUPS = {"parts": ABLATIONS}
 
 
 def build(network: str, width: int, dropout: float) -> nn.Module:
@@ -213,16 +212,12 @@ def summarise(runs: list[dict]) -> Summary:
     return Summary(len(last), statistics.mean(last), sd, min(last), max(last), sorted({r["commit"] for r in runs}))
 
 
-# Student's t for a two-sided 95 % interval, by the number of pairs
-STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
-
-
 def paired_difference(runs: list[dict], others: list[dict], value) -> tuple[float, float]:
     """The mean difference, over the seeds that both have, of `value(run)`, and half of its 95 % interval."""
     by_seed = {r["seed"]: value(r) for r in others}
     differences = [value(r) - by_seed[r["seed"]] for r in runs if r["seed"] in by_seed]
-    half = STUDENT[min(len(differences), 10)] * statistics.stdev(differences) / len(differences) ** 0.5
-    return statistics.mean(differences), half
+    student = stats.t.ppf(0.975, len(differences) - 1)
+    return statistics.mean(differences), student * statistics.stdev(differences) / len(differences) ** 0.5
 
 
 def read_public() -> list[dict]:
@@ -233,36 +228,21 @@ def read_public() -> list[dict]:
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     """The options and the recipes of the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("recipes", nargs="+", metavar="RECIPE", help=f"of: {', '.join([*GROUPS, *RECIPES])}")
+    parser.add_argument("recipes", nargs="+", choices=["parts", *RECIPES], metavar="RECIPE",
+                        help=f"of: {', '.join(RECIPES)}; 'parts' is the final recipe and it without each of its parts")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N-1 (default: 3)")
     parser.add_argument("--first-seed", type=int, default=0, help="start at another seed")
     parser.add_argument("--split", action="store_true", help="train on 50,000 images, hold 10,000 out")
     parser.add_argument("--keep", action="store_true", help="keep the networks too, in results/networks")
-    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="change fields of Config")
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="change fields of Config")
     parser.add_argument("--device", default=utils.get_device().type, help="default: the fastest")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs side by side (default: all cores)")
     options = parser.parse_args()
-    recipes = [", ".join([name, *options.set]) for group in options.recipes for name in GROUPS.get(group, [group])]
-    for recipe in recipes:
-        try:
-            network = build(**read_recipe(recipe)[1])
-        except (KeyError, TypeError, ValueError) as error:
-            parser.error(f"{recipe!r} is no recipe: {error!r}; there are {', '.join([*GROUPS, *RECIPES])}")
-        if options.keep and (options.split or network.state_dict().keys() != Net().state_dict().keys()):
-            parser.error("--keep is for networks of model.py that are trained on all images")
+    names = ABLATIONS if "parts" in options.recipes else options.recipes
+    recipes = [", ".join([name, *options.set]) for name in names]
+    if options.keep and (options.split or any(read_recipe(recipe)[1]["network"] != "Net" for recipe in recipes)):
+        parser.error("--keep is for networks of model.py that are trained on all images")
     return options, recipes
-
-
-def jobs_to_do(options: argparse.Namespace, recipes: list[str], device: torch.device) -> list[tuple[str, int]]:
-    """The recipes and seeds that are asked for and not on record."""
-    records, jobs = read_records(), []
-    for seed in range(options.first_seed, options.first_seed + options.seeds):
-        for recipe in recipes:
-            done = [r["seed"] for r in select(records, recipe, options.split, expected_platform(recipe, device))]
-            network_missing = options.keep and not (NETWORKS / f"{recipe}-{seed}.pt").exists()
-            if seed not in done or network_missing:
-                jobs.append((recipe, seed))
-    return jobs
 
 
 def expected_platform(recipe: str, device: torch.device) -> str:
@@ -270,50 +250,42 @@ def expected_platform(recipe: str, device: torch.device) -> str:
     return f"{device.type.upper()}, {utils.training_precision(read_recipe(recipe)[0], device)}"
 
 
-def train_here(jobs: list[tuple[str, int]], options: argparse.Namespace, device: torch.device) -> None:
-    """Train and record one run after the other in this process."""
-    for recipe, seed in jobs:
-        record = run(recipe, seed, options.split, device, options.keep)
-        append_record(record)
-        print(f"{recipe}, seed {seed}: {record['accuracy'][-1]:.2f} % in {record['seconds']:.0f} s", flush=True)
-
-
-def command_for(recipe: str, seed: int, options: argparse.Namespace) -> list[str]:
-    """The command that trains and records one run."""
-    name, *changes = recipe.split(", ")
-    command = [sys.executable, "-m", "benchmarks.accuracy", name, "--seeds=1", f"--first-seed={seed}", "--processes=1",
-               f"--device={options.device}"]
-    if options.split:
-        command.append("--split")
+def missing_seeds(recipe: str, options: argparse.Namespace, device: torch.device) -> list[int]:
+    """The seeds that are asked for and not on record, or whose network is to be kept and is not there."""
+    runs = select(read_records(), recipe, options.split, expected_platform(recipe, device))
+    done = {run["seed"] for run in runs}
     if options.keep:
-        command.append("--keep")
-    if changes:
-        command += ["--set", *changes]
-    return command
+        done = {seed for seed in done if (NETWORKS / f"{recipe}-{seed}.pt").exists()}
+    return [seed for seed in range(options.first_seed, options.first_seed + options.seeds) if seed not in done]
 
 
 def run_side_by_side(commands: list[list[str]], processes: int) -> list[bool]:
-    """Whether each command has succeeded; each has a process of its own, of one thread, and none ends another."""
+    """Whether each command, one for each seed, has succeeded; each has a process of its own, and none ends another."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 
     def succeeds(command: list[str]) -> bool:
         return subprocess.run(command, cwd=ROOT, env=environment).returncode == 0
 
     with ThreadPoolExecutor(processes) as pool:
-        return list(tqdm(pool.map(succeeds, commands), total=len(commands), desc="runs", file=sys.stdout))
+        return list(pool.map(succeeds, commands))
 
 
 def main() -> None:
     options, recipes = parse_arguments()
     device = torch.device(options.device)
-    jobs = jobs_to_do(options, recipes, device)
+    jobs = [(recipe, seed) for recipe in recipes for seed in missing_seeds(recipe, options, device)]
     if options.processes == 1:
-        train_here(jobs, options, device)
+        for recipe, seed in jobs:
+            record = run(recipe, seed, options.split, device, options.keep)
+            append_record(record)
+            print(f"{recipe}, seed {seed}: {record['accuracy'][-1]:.2f} % in {record['seconds']:.0f} s", flush=True)
     else:
         load_mnist(train=True)  # unpacks the archives once, before several processes read them
-        recorded = run_side_by_side([command_for(*job, options) for job in jobs], options.processes)
-        if not all(recorded):
-            sys.exit(f"{recorded.count(False)} of {len(jobs)} runs failed: the same command tries them again")
+        command = [sys.executable, "-m", "benchmarks.accuracy", *sys.argv[1:], "--seeds=1", "--processes=1"]
+        commands = [[*command, f"--first-seed={seed}"] for seed in sorted({seed for _, seed in jobs})]
+        succeeded = run_side_by_side(commands, options.processes)
+        if not all(succeeded):
+            sys.exit(f"{succeeded.count(False)} seeds are not on record: the same command tries them again")
     for recipe in recipes:
         runs = select(read_records(), recipe, options.split, expected_platform(recipe, device))
         print(f"{recipe}: {summarise(runs)}")

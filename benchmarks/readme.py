@@ -18,34 +18,33 @@ def numbers() -> dict[str, str]:
     """Each number as the page shows it, by its name."""
     found = {}
     records = accuracy.read_records()
+    platforms = sorted({accuracy.platform(record) for record in records})
     for recipe in "final", "baseline":
-        runs = accuracy.select(records, recipe)
+        by_platform = [accuracy.select(records, recipe, on=platform) for platform in platforms]
+        runs = max(by_platform, key=len)  # of the platform that has most seeds
         summary = accuracy.summarise(runs)
         error = statistics.mean(run["calibration_error"] for run in runs)
         found |= {f"{recipe}.n": f"{summary.n}", f"{recipe}.mean": f"{summary.mean:.2f}",
                   f"{recipe}.sd": f"{summary.sd:.2f}", f"{recipe}.low": f"{summary.minimum:.2f}",
                   f"{recipe}.high": f"{summary.maximum:.2f}", f"{recipe}.epochs": f"{len(runs[0]['accuracy'])}",
-                  f"{recipe}.calibration": f"{error:.1f}"}
+                  f"{recipe}.calibration": f"{error:.1f}", f"{recipe}.platform": runs[0]["precision"]}
     for recipe, networks in robustness.read_results()["networks"].items():
         runs = list(networks.values())
         by_corruption = robustness.mean_by_corruption(runs)
-        worst = min(by_corruption, key=by_corruption.get)
         found |= {f"{recipe}.mnist_c": f"{statistics.mean(by_corruption.values()):.1f}",
-                  f"{recipe}.worst": f"{by_corruption[worst]:.0f}", f"{recipe}.networks": f"{len(runs)}"}
+                  f"{recipe}.worst": f"{min(by_corruption.values()):.0f}", f"{recipe}.networks": f"{len(runs)}"}
         for name in runs[0]["sure"]:
             share = statistics.mean(run["sure"][name] for run in runs)
             found[f"{recipe}.sure_{name.split()[-1]}"] = f"{share:.1f}"
-        found[f"{recipe}.load_digits"] = f"{statistics.mean(run['load_digits'] for run in runs):.1f}"
     record = json.loads(photos.RESULTS.read_text(encoding="utf-8"))
-    one = record["real"]["kinds"]["all"]
-    several = record["real"]["kinds"]["several"]["predict_digits"]
-    found |= {"photos.n": f"{one['predict_digit']['pictures']}", "photos.right": f"{one['predict_digit']['right']:.1f}",
-              "photos.sure": f"{one['predict_digit']['right_and_sure']:.1f}",
-              "photos.simple": f"{one['predict_simply']['right']:.1f}",
+    real = record["real"]["kinds"]
+    one, simple = real["all"]["predict_digit"], real["all"]["predict_simply"]
+    several = real["several"]["predict_digits"]
+    found |= {"photos.n": f"{one['pictures']}", "photos.right": f"{one['right']:.1f}",
+              "photos.sure": f"{one['right_and_sure']:.1f}", "photos.simple": f"{simple['right']:.1f}",
               "photos.digits": f"{several['digits']}", "photos.several": f"{several['right']:.1f}"}
-    simulated = [methods for kind, methods in record["simulated"]["kinds"].items() if kind in photos.KINDS]
     for method in "predict_digit", "predict_simply":
-        share = statistics.mean(methods[method]["right"] for methods in simulated)
+        share = statistics.mean(record["simulated"]["kinds"][kind][method]["right"] for kind in photos.KINDS)
         found[f"simulated.{method}"] = f"{share:.1f}"
     pipelines = speed.read_results()["pipelines"]["measured"]
     found["speed.ratio"] = f"{speed.ratio(pipelines['conventional'], pipelines['ours'])[0]:.1f}"

@@ -14,14 +14,13 @@ import math
 import statistics
 import sys
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
 import torchvision.transforms.functional as TF
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from scipy.interpolate import interp1d
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
@@ -69,18 +68,17 @@ SAMPLE = [("shift (pixels)", 5), ("rotation (degrees)", 30), ("scale (factor)", 
 
 
 
-
 def mnist_form(page: np.ndarray) -> Tensor:
     """Bring what is bright on a page (H, W) to MNIST's form (1, 28, 28), as LeCun, Cortes and Burges describe it.
 
     The box of the ink becomes 20 pixels high or wide; its centre of mass comes to the middle of the image, or half a
-    pixel beyond, where it lies in MNIST.
+    pixel beyond, where it lies in MNIST. The records depend on how halves are rounded, so this is not the `centre`
+    of handwriting.py.
     """
     image = Image.fromarray(np.uint8(255 * (page / page.max())))
     image = image.crop(image.point(lambda value: 255 * (value > 25)).getbbox())
-    scale = 20 / max(image.size)
-    size = [max(1, round(side * scale)) for side in image.size]
-    pixels = np.asarray(image.resize(size, Image.Resampling.BILINEAR), dtype=np.float32)
+    image = ImageOps.contain(image, (20, 20), Image.Resampling.BILINEAR)
+    pixels = np.asarray(image, dtype=np.float32)
     pixels = pixels / pixels.max()
     height, width = pixels.shape
     y, x = np.indices(pixels.shape) + 0.5
@@ -89,15 +87,14 @@ def mnist_form(page: np.ndarray) -> Tensor:
     return torch.from_numpy(np.pad(pixels, [(top, 28 - height - top), (left, 28 - width - left)]))[None]
 
 
-@cache
 def other_handwriting() -> tuple[Tensor, Tensor]:
     """The digits of scikit-learn's `load_digits`, 1,797 scans reduced to 8×8 pixels, in the form of MNIST's images.
 
     E. Alpaydin and C. Kaynak, "Optical recognition of handwritten digits", UCI Machine Learning Repository, 1998.
     """
-    from sklearn.datasets import load_digits
+    from sklearn.datasets import load_digits  # not needed for training
     data = load_digits()
-    return in_mnist_form(list(data.images)), torch.from_numpy(data.target)
+    return torch.stack([mnist_form(page) for page in data.images]), torch.from_numpy(data.target)
 
 
 LETTERS = "ACEFHJKMNPRTUVWXYZcdefhkmnprtuvwxyz%&@#?$+=<>*"  # without those that may be a digit, such as O, l, S or q
@@ -141,24 +138,12 @@ def two_digits(images: Tensor, labels: Tensor) -> tuple[list[np.ndarray], list[n
     return list(side_by_side), list(np.maximum(first, second)[differ])
 
 
-@cache
-def drawn_non_digits() -> tuple[Tensor, Tensor]:
-    """Letters and scribbles in MNIST's form."""
-    return in_mnist_form(letters()), in_mnist_form(scribbles(500))
-
-
 def non_digits(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Images (N, 1, 28, 28) in [0, 1] of what is no single digit, in MNIST's form; two digits are two of `images`."""
     side_by_side, over_each_other = two_digits(images, labels)
-    printed, scribbled = drawn_non_digits()
-    return {"printed letters and signs": printed, "scribbles": scribbled,
-            "two digits side by side": in_mnist_form(side_by_side),
-            "two digits over each other": in_mnist_form(over_each_other)}
-
-
-def in_mnist_form(pages: list[np.ndarray]) -> Tensor:
-    """Pages (H, W) in MNIST's form (N, 1, 28, 28)."""
-    return torch.stack([mnist_form(page) for page in pages])
+    pages = {"printed letters and signs": letters(), "scribbles": scribbles(500),
+             "two digits side by side": side_by_side, "two digits over each other": over_each_other}
+    return {name: torch.stack([mnist_form(page) for page in group]) for name, group in pages.items()}
 
 
 @torch.no_grad()
@@ -181,11 +166,11 @@ def distorted_accuracy(model: nn.Module, images: Tensor, labels: Tensor, name: s
     return statistics.mean(accuracy(model, variant, labels) for variant in DISTORTIONS[name][1](images, strength))
 
 
-def measure_sure(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
+def measure_sure(model: nn.Module, images: Tensor, labels: Tensor, others: dict[str, Tensor]) -> dict[str, float]:
     """Percent of float images of digits that are answered rightly and surely, and of non-digits answered surely."""
     predicted, confidence = classify(model, images)
     shares = {"digits, rightly": (predicted == labels.cpu()) & (confidence > SURE)}
-    for name, group in non_digits(images, labels).items():
+    for name, group in others.items():
         shares[name] = classify(model, group)[1] > SURE
     return {name: round(100 * share.float().mean().item(), 4) for name, share in shares.items()}
 
@@ -195,7 +180,7 @@ def measure_sample(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str
     images = images.float() / 255
     distorted = {f"{name} {strength}": distorted_accuracy(model, images[::4], labels[::4], name, strength)
                  for name, strength in SAMPLE}
-    return {"distorted": distorted, "sure": measure_sure(model, images, labels)}
+    return {"distorted": distorted, "sure": measure_sure(model, images, labels, non_digits(images, labels))}
 
 
 def read_mnist_c(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
@@ -224,24 +209,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mnist-c", type=Path, required=True, metavar="FOLDER", help="the folder of MNIST-C")
     corruptions = read_mnist_c(parser.parse_args().mnist_c)
-    files = sorted(path for recipe in ("baseline", "final") for path in NETWORKS.glob(f"{recipe}-[0-9]*.pt"))
-    if not files:
-        sys.exit(f"there is no network in {NETWORKS}: 'python -m benchmarks.accuracy final baseline --seeds 5 --keep'")
     device = get_device()
     images, labels = load_mnist(train=False)
     images = images.to(device).float() / 255
+    others = non_digits(images, labels)
+    other_writers = other_handwriting()
     cases = [(name, strength) for name, (strengths, _) in DISTORTIONS.items() for strength in strengths]
     networks = {}
+    files = sorted([*NETWORKS.glob("baseline-*.pt"), *NETWORKS.glob("final-*.pt")])
     for path in tqdm(files, desc="networks", file=sys.stdout):
         recipe, seed = path.stem.rsplit("-", 1)
         model = load_run(path)[0].to(device, memory_format=torch.channels_last)
         networks.setdefault(recipe, {})[seed] = {
             "distortions": [distorted_accuracy(model, images, labels, *case) for case in cases],
-            "load_digits": accuracy(model, *other_handwriting()),
+            "load_digits": accuracy(model, *other_writers),
             "mnist_c": {name: accuracy(model, *data) for name, data in corruptions.items()},
-            "sure": measure_sure(model, images, labels)}
+            "sure": measure_sure(model, images, labels, others)}
     results = {"cases": cases, "networks": networks,
-               "non_digits": {name: len(group) for name, group in non_digits(images, labels).items()},
+               "non_digits": {name: len(group) for name, group in others.items()},
                "mnist_c_images": {name: len(data[1]) for name, data in corruptions.items()},
                "environment": describe_environment(device)}
     RESULTS.write_text(json.dumps(results) + "\n", encoding="utf-8")

@@ -1,7 +1,4 @@
-"""Measure how fast training is: beside a common pipeline, beside one without data work, and to 99.4 %.
-
-    python -m benchmarks.speed                      # everything, an hour or more on two cores
-    python -m benchmarks.speed pipelines profile    # some parts of it, a few minutes
+"""Measure how fast training is, beside a common pipeline and beside one without data work: python -m benchmarks.speed.
 
 What is measured takes the place of the last measurement in results/speed.json. Compared pipelines run in turn, so that
 a change of the machine's speed affects all alike.
@@ -12,7 +9,6 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -27,10 +23,9 @@ import utils
 from benchmarks.accuracy import describe_commit, read_recipe
 from mnist import DATA, MEAN, STD, Loader, augment, load_mnist
 from model import Net
-from utils import MAX_EPOCHS, TARGET, Config
+from utils import Config
 
 RESULTS = Path(__file__).with_name("results") / "speed.json"
-TRAINING, TEST = 60_000, 10_000  # images of an epoch and of its evaluation
 
 
 class Conventional:
@@ -57,9 +52,6 @@ class Conventional:
             loss.backward()
             self.optimizer.step()
 
-    def evaluate(self) -> float:
-        return utils.evaluate(self.model, self.test_loader)[1]
-
 
 class Ours:
     """Training and evaluation as `utils.fit` does them."""
@@ -78,9 +70,6 @@ class Ours:
     def train(self) -> None:
         utils.train_epoch(self.model, self.train_loader, self.optimizers, self.config)
 
-    def evaluate(self) -> float:
-        return utils.evaluate(self.model, self.test_loader)[1]
-
 
 class Limit(Ours):
     """The steps of `Ours` on one batch that is there already: the difference is the cost of making the batches."""
@@ -91,81 +80,55 @@ class Limit(Ours):
         self.train_loader = [batch] * len(self.train_loader)
 
 
-def seconds_of(act: Callable, device: torch.device) -> float:
-    """The seconds until the device has done what it was asked for."""
-    start = time.perf_counter()
-    act()
+def now(device: torch.device) -> float:
+    """The time, in seconds, when the device has done what it was asked for."""
     if device.type != "cpu":
         torch.get_device_module(device).synchronize()
-    return time.perf_counter() - start
+    return time.perf_counter()
 
 
-def measure_pipelines(device: torch.device, turns: int = 10) -> dict:
+def measure_pipelines(device: torch.device, turns: int = 10) -> dict[str, list[float]]:
     """Seconds of an epoch, evaluation included, of each pipeline in each turn, which lasts a tenth of an epoch."""
-    size = TRAINING // 10, TEST // 10, device
+    size = 6000, 1000, device
     workers = torch.get_num_threads()
     pipelines = {"conventional": Conventional(*size), f"conventional, {workers} workers": Conventional(*size, workers),
                  "ours": Ours(*size), "limit": Limit(*size)}
     results = {name: [] for name in pipelines}
     for turn in tqdm(range(turns + 1), desc="pipelines", file=sys.stdout):
         for name, pipeline in pipelines.items():
-            seconds = seconds_of(pipeline.train, device) + seconds_of(pipeline.evaluate, device)
+            start = now(device)
+            pipeline.train()
+            utils.evaluate(pipeline.model, pipeline.test_loader)
             if turn > 0:  # the first one warms up
-                results[name].append(round(10 * seconds, 3))
+                results[name].append(round(10 * (now(device) - start), 3))
     return results
 
 
-def measure_profile(device: torch.device, steps: int = 60) -> dict:
+def measure_profile(device: torch.device, steps: int = 60) -> dict[str, float]:
     """Milliseconds (medians) of the parts of a training step of ours."""
-    ours = Ours(TRAINING, 64, device)
+    ours = Ours(60_000, 200, device)
     batches = iter(ours.train_loader)
-    ours.model.train()
     bfloat16 = utils.training_precision(ours.config, device) == "bfloat16"
-    now = {}
-
-    def data() -> None:
-        now["images"], now["labels"] = next(batches)
-
-    def forward() -> None:
+    seconds = []
+    ours.model.train()
+    for _ in tqdm(range(steps), desc="profile", file=sys.stdout):
+        start = now(device)
+        images, targets = next(batches)
+        data = now(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
-            logits = ours.model(now["images"])
-        now["loss"] = F.cross_entropy(logits.float(), now["labels"])
-
-    def backward() -> None:
+            logits = ours.model(images)
+        loss = F.cross_entropy(logits.float(), targets)
+        forward = now(device)
         ours.model.zero_grad()
-        now["loss"].backward()
-
-    def step() -> None:
+        loss.backward()
+        backward = now(device)
         for optimizer, schedule in ours.optimizers:
             optimizer.step()
             schedule.step()
-
-    results = {"data": [], "forward": [], "backward": [], "step": []}
-    for number in tqdm(range(steps), desc="profile", file=sys.stdout):
-        for part in data, forward, backward, step:
-            milliseconds = 1000 * seconds_of(part, device)
-            if number >= 10:  # the first ones warm up
-                results[part.__name__].append(milliseconds)
-    return {name: round(statistics.median(values), 3) for name, values in results.items()}
-
-
-def measure_time_to_accuracy(device: torch.device, runs: int = 3) -> dict:
-    """Accuracy (percent) and seconds of each epoch, in several runs of the conventional pipeline up to the target."""
-    results = []
-    for seed in range(runs):
-        utils.set_seed(seed)
-        pipeline, epochs = Conventional(TRAINING, TEST, device), []
-        while len(epochs) < MAX_EPOCHS - 1 and (not epochs or epochs[-1]["accuracy"] < TARGET):
-            start = time.perf_counter()
-            pipeline.train()
-            accuracy = pipeline.evaluate()
-            epochs.append({"accuracy": accuracy, "seconds": round(time.perf_counter() - start, 2)})
-            print(f"run {seed + 1}, epoch {len(epochs)}: {accuracy:.2f} %", flush=True)
-        results.append(epochs)
-    return {"conventional": results}
-
-
-PARTS = {"pipelines": measure_pipelines, "profile": measure_profile, "time to accuracy": measure_time_to_accuracy}
+        seconds.append((data - start, forward - data, backward - forward, now(device) - backward))
+    parts = zip(*seconds[10:], strict=True)  # the first ones warm up
+    medians = [round(1000 * statistics.median(values), 3) for values in parts]
+    return dict(zip(("data", "forward", "backward", "step"), medians, strict=True))
 
 
 def ratio(over: list[float], under: list[float]) -> tuple[float, float, float]:
@@ -176,24 +139,18 @@ def ratio(over: list[float], under: list[float]) -> tuple[float, float, float]:
 
 def read_results(path: Path = RESULTS) -> dict[str, dict]:
     """The last measurement of each part, with its environment."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of: {', '.join(map(repr, PARTS))} (default: all)")
     parser.add_argument("--device", default=utils.get_device().type, help="default: the fastest")
-    options = parser.parse_args()
-    if unknown := set(options.parts) - set(PARTS):
-        parser.error(f"there is no part {', '.join(sorted(unknown))}, but {', '.join(map(repr, PARTS))}")
-    device = torch.device(options.device)
-    for part in options.parts or PARTS:
-        environment = {**utils.describe_environment(device), "commit": describe_commit(),
-                       "precision": utils.training_precision(Config(), device)}
-        measured = PARTS[part](device)
-        results = {**read_results(), part: {"measured": measured, "environment": environment}}
-        RESULTS.write_text(json.dumps(results) + "\n", encoding="utf-8")
-        print(f"{part}: recorded in {RESULTS.name}")
+    device = torch.device(parser.parse_args().device)
+    environment = {**utils.describe_environment(device), "commit": describe_commit(),
+                   "precision": utils.training_precision(Config(), device)}
+    results = {"pipelines": {"measured": measure_pipelines(device), "environment": environment},
+               "profile": {"measured": measure_profile(device), "environment": environment}}
+    RESULTS.write_text(json.dumps(results) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
