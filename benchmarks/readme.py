@@ -3,6 +3,7 @@
 A mark is a pair of comments, which GitHub does not show: <!-- final.mean -->99.60<!-- / -->.
 """
 
+import itertools
 import json
 import re
 import statistics
@@ -23,19 +24,19 @@ def numbers() -> dict[str, str]:
         by_platform = [accuracy.select(records, recipe, on=platform) for platform in platforms]
         runs = max(by_platform, key=len)  # of the platform that has most seeds
         summary = accuracy.summarise(runs)
-        error = statistics.mean(run["calibration_error"] for run in runs)
         found |= {f"{recipe}.n": f"{summary.n}", f"{recipe}.mean": f"{summary.mean:.2f}",
                   f"{recipe}.sd": f"{summary.sd:.2f}", f"{recipe}.low": f"{summary.minimum:.2f}",
                   f"{recipe}.high": f"{summary.maximum:.2f}", f"{recipe}.epochs": f"{len(runs[0]['accuracy'])}",
-                  f"{recipe}.calibration": f"{error:.1f}", f"{recipe}.platform": runs[0]["precision"]}
+                  f"{recipe}.platform": runs[0]["precision"],
+                  f"{recipe}.calibration": f"{statistics.mean(run['calibration_error'] for run in runs):.1f}"}
     for recipe, networks in robustness.read_results()["networks"].items():
         runs = list(networks.values())
         by_corruption = robustness.mean_by_corruption(runs)
         found |= {f"{recipe}.mnist_c": f"{statistics.mean(by_corruption.values()):.1f}",
                   f"{recipe}.worst": f"{min(by_corruption.values()):.0f}", f"{recipe}.networks": f"{len(runs)}"}
-        for name in runs[0]["sure"]:
-            share = statistics.mean(run["sure"][name] for run in runs)
-            found[f"{recipe}.sure_{name.split()[-1]}"] = f"{share:.1f}"
+        for measure, name in itertools.product(("sure", "sure and known"), runs[0]["sure"]):
+            share = statistics.mean(run[measure][name] for run in runs)
+            found[f"{recipe}.{measure.split()[-1]}_{name.split()[-1]}"] = f"{share:.1f}"
     record = json.loads(photos.RESULTS.read_text(encoding="utf-8"))
     real = record["real"]["kinds"]
     one, simple = real["all"]["predict_digit"], real["all"]["predict_simply"]

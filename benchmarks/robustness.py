@@ -32,6 +32,7 @@ from utils import describe_environment, get_device, load_run
 RESULTS = Path(__file__).with_name("results") / "robustness.json"
 NETWORKS = RESULTS.with_name("networks")
 SURE = 0.8  # the probability from which an answer counts as sure
+KNOWN = 7.0  # 97.5 % of held-out training digits have a larger logit than this: "least_logit" in accuracy.jsonl
 
 
 def affine(images: Tensor, angle: float = 0, shift: tuple[int, int] = (0, 0), scale: float = 1) -> Tensor:
@@ -65,7 +66,6 @@ DISTORTIONS: dict[str, tuple[tuple[float, ...], Callable[[Tensor, float], list[T
 SAMPLE = [("shift (pixels)", 5), ("rotation (degrees)", 30), ("scale (factor)", 0.6),
           ("noise (standard deviation)", 0.3), ("noise (standard deviation)", 0.5),
           ("blur (standard deviation in pixels)", 2), ("contrast (factor)", 0.3), ("contrast (factor)", 0.2)]
-
 
 
 def mnist_form(page: np.ndarray) -> Tensor:
@@ -147,13 +147,14 @@ def non_digits(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def classify(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The digit and its probability, for each of the float images (N, 1, 28, 28) in [0, 1]."""
+def classify(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The digit, its probability and its logit, for each of the float images (N, 1, 28, 28) in [0, 1]."""
     device = next(model.parameters()).device
     model.eval()
     logits = torch.cat([model(normalise(part.to(device))) for part in images.split(200)])
-    confidence, predicted = logits.softmax(1).max(1)
-    return predicted.cpu(), confidence.cpu()
+    logits = logits.cpu()
+    largest, predicted = logits.max(1)
+    return predicted, logits.softmax(1).amax(1), largest
 
 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
@@ -166,13 +167,20 @@ def distorted_accuracy(model: nn.Module, images: Tensor, labels: Tensor, name: s
     return statistics.mean(accuracy(model, variant, labels) for variant in DISTORTIONS[name][1](images, strength))
 
 
-def measure_sure(model: nn.Module, images: Tensor, labels: Tensor, others: dict[str, Tensor]) -> dict[str, float]:
-    """Percent of float images of digits that are answered rightly and surely, and of non-digits answered surely."""
-    predicted, confidence = classify(model, images)
-    shares = {"digits, rightly": (predicted == labels.cpu()) & (confidence > SURE)}
-    for name, group in others.items():
-        shares[name] = classify(model, group)[1] > SURE
-    return {name: round(100 * share.float().mean().item(), 4) for name, share in shares.items()}
+def measure_sure(model: nn.Module, images: Tensor, labels: Tensor, others: dict[str, Tensor],
+                 least_logit: float = -math.inf) -> dict[str, float]:
+    """Percent of float images of digits that are answered rightly and surely, and of non-digits answered surely.
+
+    An answer is sure if its probability is above `SURE` and its logit no less than `least_logit`.
+    """
+    shares = {}
+    for name, group in {"digits, rightly": images, **others}.items():
+        predicted, confidence, logit = classify(model, group)
+        sure = (confidence > SURE) & (logit >= least_logit)
+        if name == "digits, rightly":
+            sure &= predicted == labels.cpu()
+        shares[name] = round(100 * sure.float().mean().item(), 4)
+    return shares
 
 
 def measure_sample(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, dict[str, float]]:
@@ -224,7 +232,8 @@ def main() -> None:
             "distortions": [distorted_accuracy(model, images, labels, *case) for case in cases],
             "load_digits": accuracy(model, *other_writers),
             "mnist_c": {name: accuracy(model, *data) for name, data in corruptions.items()},
-            "sure": measure_sure(model, images, labels, others)}
+            "sure": measure_sure(model, images, labels, others),
+            "sure and known": measure_sure(model, images, labels, others, KNOWN)}
     results = {"cases": cases, "networks": networks,
                "non_digits": {name: len(group) for name, group in others.items()},
                "mnist_c_images": {name: len(data[1]) for name, data in corruptions.items()},
