@@ -1,7 +1,4 @@
-"""Write the numbers of the records into README.md, where it marks them: python -m benchmarks.readme.
-
-A mark is a pair of comments, which GitHub does not show: <!-- final.mean -->99.60<!-- / -->.
-"""
+"""Write the numbers of the records into README.md, where it marks them: python -m benchmarks.readme."""
 
 import itertools
 import json
@@ -12,6 +9,7 @@ from benchmarks import accuracy, photos, robustness, speed
 from utils import ROOT
 
 PAGE = ROOT / "README.md"
+# a mark is a pair of comments, which GitHub does not show: <!-- final.mean -->99.60<!-- / -->
 MARK = re.compile(r"<!-- ([\w.]+) -->(.*?)<!-- / -->")
 
 
