@@ -38,8 +38,8 @@ def change_shape(images: Tensor, degrees: float, translate: float, scale: float,
     """Rotate, shear, scale and shift each of the images (N, 1, H, W), whose background is 0, by its own amounts.
 
     These are drawn evenly from ± the strengths: degrees of rotation and shear, shares of a digit's size for the scale
-    and of the image's side for the shift, both along each axis. The batch is resampled in one call, after Jaderberg et
-    al., "Spatial transformer networks", 2015.
+    and of the image's side for the shift, both along each axis. (torchvision's RandomAffine would draw one change for
+    the whole batch.) Jaderberg et al., "Spatial transformer networks", 2015.
     """
     angle = uniform(images, -math.radians(degrees), math.radians(degrees))
     slant = torch.tan(uniform(images, -math.radians(shear), math.radians(shear)))
@@ -49,24 +49,25 @@ def change_shape(images: Tensor, degrees: float, translate: float, scale: float,
     y_shift = uniform(images, -2 * translate, 2 * translate)
     cos = torch.cos(angle)
     sin = torch.sin(angle)
-    # for each pixel of the result, the place in the image from which it is read: hence 1 / zoom
+    # rotation · shear, divided by the zoom: leads from each pixel of the result to the place from which it is read
     to_x = [cos / x_zoom, (cos * slant - sin) / x_zoom, x_shift]
     to_y = [sin / y_zoom, (sin * slant + cos) / y_zoom, y_shift]
-    matrices = torch.cat([*to_x, *to_y], dim=1).view(-1, 2, 3)
+    matrices = torch.cat(to_x + to_y, dim=1).view(-1, 2, 3)
     grid = F.affine_grid(matrices, images.shape, align_corners=False)
     return F.grid_sample(images, grid, align_corners=False)
 
 
 def change_light(images: Tensor, blur: float, contrast: float, noise: float) -> Tensor:
-    """Blur each of the images (N, 1, H, W) in [0, 1], take contrast from it and add noise, by its own amounts.
+    """Blur each of the images (N, 1, H, W) in [0, 1], reduce its contrast and add noise, by its own amounts.
 
     These are drawn evenly from 0 to the strengths: standard deviations of blur (in pixels) and noise, and the share of
-    contrast that is lost, while the ground grows lighter by up to as much. The result is in [0, 1] again.
+    contrast that is lost, while black becomes grey by up to as much. The result is in [0, 1] again.
     """
+    # a blur is a weighted mean of the neighbours; as a matrix, so that each image can have its own width
     pixel = torch.arange(images.shape[-1], device=images.device)
     distance = (pixel[:, None] - pixel).float()
     kernel = torch.exp(-0.5 * (distance / uniform(images, 0, blur).clamp(min=0.1)) ** 2)
-    kernel = kernel / kernel.sum(-1, keepdim=True)  # of each image: row i holds the weights of pixel i
+    kernel = kernel / kernel.sum(-1, keepdim=True)  # row i holds the weights of pixel i
     images = kernel @ images @ kernel.mT  # down the columns and along the rows
     lost = uniform(images, 0, contrast)
     images = (1 - lost) * images + lost * uniform(images, 0, 1)
@@ -94,8 +95,7 @@ def filter_randomly(images: Tensor, strength: float) -> Tensor:
 def draw_lines(images: Tensor, strength: float) -> Tensor:
     """Draw a straight line, of a brightness from 0 to `strength`, over each of the images (N, 1, H, W) in [0, 1].
 
-    A digit that is crossed out is still that digit. Compare DeVries and Taylor, "Improved regularization of
-    convolutional neural networks with Cutout", 2017.
+    A digit that is crossed out is still that digit.
     """
     return images.maximum(uniform(images, 0, strength) * random_strips(images, 1, 2))
 
@@ -138,7 +138,7 @@ def make_outliers(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, T
 def lay_down(images: Tensor, labels: Tensor, count: int) -> Tensor:
     """`count` of the images (N, 1, H, H), turned by a quarter either way, half of them mirrored; no 0 and no 8."""
     changes_by_turning = (labels != 0) & (labels != 8)
-    chosen = changes_by_turning.float().topk(count).indices  # a mask would have to wait for a GPU
+    chosen = changes_by_turning.float().topk(count).indices  # any of them; to index by a mask, a GPU has to wait
     lying = images[chosen].transpose(2, 3)
     for axis in 2, 3:
         flip = uniform(lying, 0, 1) < 0.5
@@ -166,31 +166,32 @@ def augment(images: Tensor, labels: Tensor, config) -> tuple[Tensor, Tensor]:
     """A recipe's changes of a training batch: float images (N, 1, 28, 28) in [0, 1] and labels (N,).
 
     Returns the images in other shapes, a share of them in another look, and outliers behind them; and the targets
-    (N + outliers, 10): probabilities of the digits, as torchvision's MixUp makes them. `config` has the strengths.
+    (N + outliers, 10), the probability of each digit. `config` is a `utils.Config`, which has the strengths.
     """
     targets = F.one_hot(labels, NUM_CLASSES).float()
-    outliers, their_targets = make_outliers(images, labels, round(config.outlier_fraction * len(images) / 3))
-    everything = torch.cat([images, outliers])
-    # the outliers' shapes change too, or the network would know them by their sharpness
-    everything = change_shape(everything, config.degrees, config.translate, config.scale, config.shear)
-    images, outliers = everything[:len(images)], everything[len(images):]
+    outliers, outlier_targets = make_outliers(images, labels, round(config.outlier_fraction * len(images) / 3))
+    # the outliers' shapes change too: resampled images are less sharp, by which the network would know the others
+    all_images = torch.cat([images, outliers])
+    all_images = change_shape(all_images, config.degrees, config.translate, config.scale, config.shear)
+    images, outliers = all_images[:len(images)], all_images[len(images):]
     lights = round(config.light_fraction * len(images))
     looks = round(config.look_fraction * len(images) / 3)
-    parts = [lights, looks, looks, looks, len(images) - lights - 3 * looks]  # the batch is in random order
-    lit, filtered, lined, inverted, unchanged = images.split(parts)
+    # one look for each part of the batch, whose order is random
+    lit, filtered, lined, inverted, unchanged = images.split([lights, looks, looks, looks,
+                                                              len(images) - lights - 3 * looks])
     lit = change_light(lit, config.blur, config.contrast, config.noise)
     filtered = filter_randomly(filtered, config.filtering)
     lined = draw_lines(lined, config.lines)
     inverted = invert_strips(inverted, config.inversion)
     images = torch.cat([lit, filtered, lined, inverted, unchanged, outliers])
-    return images, torch.cat([targets, their_targets])
+    return images, torch.cat([targets, outlier_targets])
 
 
 class Loader:
     """Batches of normalised images and their labels; MNIST lives on the device, and batches are sliced there.
 
-    It has the options of PyTorch's DataLoader, and a `transform`, which is called with a whole batch, float images
-    (N, 1, 28, 28) in [0, 1] and labels (N,), and returns both.
+    It is used like a DataLoader of PyTorch. A `transform` is called with a whole batch, float images (N, 1, 28, 28) in
+    [0, 1] and labels (N,), and returns both.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, batch_size: int, *, shuffle: bool = False,

@@ -12,7 +12,7 @@ DROPOUT = 0.005  # small, since the BatchNorm of the next block still sees the z
 
 
 def conv_block(in_channels: int, out_channels: int, dropout: float = 0, padding: int = 0) -> nn.Sequential:
-    """3×3 convolution → ReLU → BatchNorm → Dropout of whole channels, in the assignment's order.
+    """3×3 convolution → ReLU → BatchNorm → Dropout of whole channels, in the order of the assignment's table.
 
     The convolution has no bias, since BatchNorm adds one; with `dropout` 0 there is no Dropout layer.
     """
@@ -37,7 +37,7 @@ class Net(nn.Module):
         super().__init__()
         self.stage1 = nn.Sequential(
             conv_block(1, width, dropout),
-            conv_block(width, width),  # without Dropout, as the assignment prescribes
+            conv_block(width, width),  # without Dropout, as in the assignment's table
             conv_block(width, 2 * width, dropout),
         )
         self.transition = nn.Sequential(
@@ -47,7 +47,7 @@ class Net(nn.Module):
         )
         self.stage2 = nn.Sequential(
             conv_block(width, width, dropout),
-            conv_block(width, width, dropout, padding=1),
+            conv_block(width, width, dropout, padding=1),  # keeps 9×9, so that 5×5 are left at the end
             conv_block(width, width, dropout),
             conv_block(width, 2 * width, dropout),
         )
@@ -67,7 +67,7 @@ class Net(nn.Module):
 
 
 def count_parameters(model: nn.Module) -> int:
-    """The number of parameters, trained or frozen."""
+    """The number of parameters."""
     return sum(p.numel() for p in model.parameters())
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 
-def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalize(matrices: Tensor) -> Tensor:
     """Bring the singular values of each matrix (..., rows, columns) near 1, so that no direction dominates it.
 
     Newton and Schulz's iteration needs only products of matrices. With Jordan's factors five steps bring what was
@@ -13,7 +13,7 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     """
     # the Frobenius norm is no less than the largest singular value, and the iteration starts from values up to 1
     result = matrices / matrices.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for _ in range(steps):
+    for _ in range(5):
         square = result @ result.mT
         result = 3.4445 * result + (2.0315 * square @ square - 4.775 * square) @ result
     return result
@@ -46,7 +46,7 @@ class Muon(Optimizer):
             for weight, update in zip(weights, updates, strict=True):
                 if weight.grad is not None:
                     rows, columns = weight.flatten(1).shape
-                    scale = max(1, rows / columns) ** 0.5  # a tall matrix moves its outputs as much as a square one
+                    scale = max(1, rows / columns) ** 0.5  # so that outputs move as much whatever the shape
                     weight.mul_(1 - group["lr"] * group["weight_decay"])
                     weight.add_(update[:rows, :columns].view_as(weight), alpha=-group["lr"] * scale)
 

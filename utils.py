@@ -2,7 +2,6 @@
 
 import copy
 import ctypes
-import io
 import json
 import math
 import platform
@@ -34,12 +33,12 @@ class Config:
 
     epochs: int = 18  # passes over the training images
     batch_size: int = 256  # digits per step
-    optimizer: str = "muon"  # of the convolutions' weights: "muon", or "sgd" for all parameters
+    optimizer: str = "muon"  # of the layers' weights, or "sgd"; BatchNorm and biases always have SGD
     muon_lr: float = 0.04  # learning rate of Muon, at the start
-    sgd_lr: float = 0.4  # learning rate of SGD, which trains BatchNorm and biases, at the start
+    sgd_lr: float = 0.4  # learning rate of SGD, at the start
     end_factor: float = 0.0  # learning rate at the end, as a share of that at the start; in between it falls linearly
-    momentum: float = 0.8  # share of the accumulated gradients that a step keeps
-    weight_decay: float = 0.01  # pull of the convolutions' weights towards zero, times the learning rate
+    momentum: float = 0.8  # share of the old average of gradients that each step keeps
+    weight_decay: float = 0.01  # pull of the layers' weights towards zero, times the learning rate
     dropout: float = DROPOUT  # probability that a channel is zeroed in training
     degrees: float = 12  # rotation, either way
     translate: float = 0.08  # shift along each axis, either way, as a share of the image's side
@@ -54,7 +53,7 @@ class Config:
     lines: float = 1  # largest brightness of a line across the digit
     inversion: float = 1  # how far a strip across the image is inverted
     outlier_fraction: float = 0.06  # images added that are no single digit, as a share of the batch
-    plain_epochs: int = 2  # epochs at the end, but not the first, whose images are shown as they are
+    plain_epochs: int = 2  # epochs at the end whose images are shown as they are; the first epoch never is one
     precision: str = "auto"  # of training: "float32", "bfloat16", or "auto" for the faster on the device
     seed: int = 0  # start of all random numbers
 
@@ -82,9 +81,9 @@ def set_seed(seed: int) -> None:
 
 
 def make_fast(model: nn.Module) -> None:
-    """Choose the order of the model's weights in memory, and keep the memory of each step for the next one."""
+    """Use the order in memory in which convolutions are faster, and keep the memory of each step for the next one."""
     if next(model.parameters()).device.type != "mps":  # where BatchNorm's gradients are wrong: pytorch/pytorch#175189
-        model.to(memory_format=torch.channels_last)  # in which convolutions are faster
+        model.to(memory_format=torch.channels_last)
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
         # the GNU C library returns large blocks to the system at once; fetching them again takes an eighth of a step
         library.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: blocks up to 32 MiB come from the heap ...
@@ -137,33 +136,34 @@ def train_epoch(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]],
                 optimizers: list[tuple[Optimizer, LambdaLR]], config: Config, title: str = "") -> tuple[float, float]:
     """Train for one epoch; return the mean loss and the accuracy (percent), as they were in training.
 
-    The targets are digits (N,), or probabilities (N, 10) of the digits as torchvision's MixUp makes them; the accuracy
-    is that of the images whose target is a single digit.
+    The targets are digits (N,), or the probability of each digit (N, 10); the accuracy is that of the images whose
+    target is wholly one digit.
     """
     device = next(model.parameters()).device
     bfloat16 = training_precision(config, device) == "bfloat16"
-    totals = torch.zeros(3, device=device)  # stay there until the end: to read them, the host has to wait for a GPU
+    loss_sum, right, digits = torch.zeros(3, device=device)  # `item()` in each step would have to wait for a GPU
     images_seen = 0
     model.train()
     for images, targets in tqdm(loader, title, unit=" batches", leave=False, file=sys.stdout, mininterval=0.5):
         images, targets = images.to(device), targets.to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
             logits = model(images)
-        loss = F.cross_entropy(logits.float(), targets)
+        loss = F.cross_entropy(logits.float(), targets)  # in 32 bits again
         model.zero_grad()
         loss.backward()
         for optimizer, schedule in optimizers:
             optimizer.step()
             schedule.step()
-        right, digits = count_right(logits, targets)
-        totals += torch.stack([loss.detach() * len(images), right, digits])
+        loss_sum += loss.detach() * len(images)
         images_seen += len(images)
-    loss_sum, right, digits = totals.tolist()
-    return loss_sum / images_seen, 100 * right / digits
+        right_here, digits_here = count_right(logits, targets)
+        right += right_here
+        digits += digits_here
+    return loss_sum.item() / images_seen, 100 * right.item() / digits.item()
 
 
 def count_right(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """How many of the images whose target is a single digit have their largest logit there, and how many there are."""
+    """How many images whose target is wholly one digit have their largest logit there, and how many there are."""
     if targets.ndim == 1:
         targets = F.one_hot(targets, logits.shape[1])
     is_digit = targets.amax(1) == 1
@@ -317,10 +317,11 @@ def load_run(path: str | Path) -> tuple[Net, dict]:
 
     FileNotFoundError without the file; ValueError if it holds something else.
     """
-    content = io.BytesIO(Path(path).expanduser().read_bytes())
     try:
-        run = torch.load(content, map_location="cpu", weights_only=True)  # never runs code from the file
+        run = torch.load(Path(path).expanduser(), map_location="cpu", weights_only=True)  # never runs the file's code
         return restore(run["state_dict"]), run
+    except FileNotFoundError:
+        raise
     except Exception:  # damage shows in many ways
         raise ValueError(f"{path} does not hold weights of this network: restore it with 'git checkout', or make it "
                          "anew with 'python run_notebook.py'") from None
