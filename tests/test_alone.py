@@ -12,7 +12,7 @@ from nbclient.exceptions import CellExecutionError
 from utils import ROOT
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="fetches with git")
-IGNORED = shutil.ignore_patterns(".git", ".venv", "*cache*", ".ipynb_checkpoints", "tests", "benchmarks", "docs", "*.gz")
+LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "*cache*", "tests", "benchmarks", "docs", "*.gz")
 SLUG = "yuvaraj-venkataswamy/S6_MNIST"
 
 
@@ -21,7 +21,7 @@ def github(tmp_path_factory, train_set):
     """A folder that stands for github.com, with the repository in it, whose MNIST has 2,000 images only."""
     folder = tmp_path_factory.mktemp("github")
     source = folder / "source"
-    shutil.copytree(ROOT, source, ignore=IGNORED)
+    shutil.copytree(ROOT, source, ignore=LEFT_OUT)
     for path in (source / "data" / "MNIST" / "raw").glob("*-ubyte"):
         whole = path.read_bytes()
         header, size = (16, 28 * 28) if "images" in path.name else (8, 1)
