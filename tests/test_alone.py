@@ -20,7 +20,7 @@ SLUG = "yuvaraj-venkataswamy/S6_MNIST"
 def github(tmp_path_factory, train_set):
     """A folder that stands for github.com, with the repository in it, whose MNIST has 2,000 images only."""
     folder = tmp_path_factory.mktemp("github")
-    source = folder / "source"
+    source = folder / SLUG
     shutil.copytree(ROOT, source, ignore=LEFT_OUT)
     for path in (source / "data" / "MNIST" / "raw").glob("*-ubyte"):
         whole = path.read_bytes()
@@ -30,7 +30,6 @@ def github(tmp_path_factory, train_set):
     plain = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull}  # the user's own rules stay out of it
     for command in ["init", "-q"], ["add", "--all", "--force"], [*identity, "commit", "-qm", "all"]:
         subprocess.run(["git", *command], cwd=source, check=True, env=plain)
-    subprocess.run(["git", "clone", "-q", "--bare", source, folder / f"{SLUG}.git"], check=True, env=plain)
     return folder
 
 

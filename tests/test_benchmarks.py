@@ -104,7 +104,3 @@ def test_pipelines_train_and_evaluate(pipeline):
     made.train()
     assert not any(torch.equal(a, b) for a, b in zip(before, made.model.parameters(), strict=True))
     assert 0 <= utils.evaluate(made.model, made.test_loader)[1] <= 100
-
-
-def test_ratios_are_of_the_same_turn():
-    assert speed.ratio([50.0, 100.0, 60.0], [10.0, 10.0, 10.0]) == (6, 5, 10)

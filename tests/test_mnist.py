@@ -32,18 +32,9 @@ def test_counts_and_statistics(train_set, test_set):
     assert test_set[1].bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
 
 
-LOOKS = mnist.filter_randomly, mnist.draw_lines, mnist.invert_strips
-
-
-def test_no_strength_no_change(images):
-    assert torch.allclose(change_shape(images, **STILL), images, atol=1e-4)
-    assert torch.allclose(change_light(images, **CLEAR), images, atol=1e-6)
-    for change in LOOKS:
-        assert torch.equal(change(images, 0), images)
-
-
-@pytest.mark.parametrize("change", LOOKS)
+@pytest.mark.parametrize("change", [mnist.filter_randomly, mnist.draw_lines, mnist.invert_strips])
 def test_looks_change_nearly_every_image_and_stay_in_range(images, change):
+    assert torch.equal(change(images, 0), images)
     changed = change(images, 1)
     assert changed.min() >= 0 and changed.max() <= 1 + 1e-6
     assert ((changed - images).abs().amax((1, 2, 3)) > 0.02).float().mean() > 0.9
