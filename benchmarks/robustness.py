@@ -67,7 +67,6 @@ SAMPLE = [("shift (pixels)", 5), ("rotation (degrees)", 30), ("scale (factor)", 
           ("blur (standard deviation in pixels)", 2), ("contrast (factor)", 0.3), ("contrast (factor)", 0.2)]
 
 
-
 def mnist_form(page: np.ndarray) -> Tensor:
     """Bring what is bright on a page (H, W) to MNIST's form (1, 28, 28), as LeCun, Cortes and Burges describe it.
 
