@@ -1,4 +1,4 @@
-"""The network is the assignment's, to the byte of its summary; Muon moves its weights by orthogonal matrices."""
+"""The network is the assignment's, to the byte of its summary; Muon is PyTorch's."""
 
 import copy
 

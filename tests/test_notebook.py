@@ -61,20 +61,15 @@ def test_smoke_run_fails_if_nothing_is_learned():
         exec(judge, {**names, "config": Config(), "history": [{"val_accuracy": 99.3}] * Config().epochs})
 
 
-def text_of(page):
-    """The text of a page, or of a notebook's Markdown cells, without code blocks."""
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_local_links_and_images(page):
     text = page.read_text(encoding="utf-8")
     if page.suffix == ".ipynb":
         text = "\n\n".join("".join(cell["source"]) for cell in read_cells(page, "markdown"))
-    return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_local_links_and_images(page):
-    assert "![](" not in text_of(page), "an image without alternative text"
-    for link in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
-        if not re.match(r"https?://", link):
-            assert (page.parent / link.partition("#")[0]).exists(), f"{page.name} links to {link}, which is not there"
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    assert "![](" not in text, "an image without alternative text"
+    for link in re.findall(r"\]\((?!https?://)([^)\s]+)\)", text):
+        assert (page.parent / link.partition("#")[0]).exists(), f"{page.name} links to {link}, which is not there"
 
 
 def test_snippets_of_the_readme_run(monkeypatch):

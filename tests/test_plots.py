@@ -7,7 +7,6 @@ from torch import nn
 
 import plots
 from model import Net, layer_table
-from utils import Config
 
 
 @pytest.fixture(autouse=True)
@@ -23,11 +22,6 @@ def test_a_network_of_ones_own_is_drawn_whole(model, boxes, tmp_path):
     figure = plots.plot_network(layer_table(model))
     figure.savefig(tmp_path / "network.png")
     assert len(figure.axes[0].patches) == boxes + 1  # with the image
-
-
-def test_one_epoch_is_drawn(tmp_path):
-    row = {"epoch": 1, "train_loss": 0.5, "val_loss": 0.1, "train_accuracy": 90.0, "val_accuracy": 100.0}
-    plots.plot_history([row], Config(epochs=1)).savefig(tmp_path / "history.png")
 
 
 @pytest.mark.parametrize("count", [0, 1, 11])
