@@ -216,7 +216,7 @@ def paired_difference(runs: list[dict], others: list[dict], value) -> tuple[floa
     """The mean difference, over the seeds that both have, of `value(run)`, and half of its 95 % interval."""
     by_seed = {r["seed"]: value(r) for r in others}
     differences = [value(r) - by_seed[r["seed"]] for r in runs if r["seed"] in by_seed]
-    student = stats.t.ppf(0.975, len(differences) - 1)
+    student = round(stats.t.ppf(0.975, len(differences) - 1), 2)  # as printed tables have it
     return statistics.mean(differences), student * statistics.stdev(differences) / len(differences) ** 0.5
 
 

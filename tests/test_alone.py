@@ -12,7 +12,7 @@ from nbclient.exceptions import CellExecutionError
 from utils import ROOT
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="fetches with git")
-IGNORED = shutil.ignore_patterns(".git", ".venv", "*cache*", ".ipynb_checkpoints", "tests", "benchmarks", "docs", "*.gz")
+LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "*cache*", "tests", "benchmarks", "docs", "*.gz")
 SLUG = "yuvaraj-venkataswamy/S6_MNIST"
 
 
@@ -20,8 +20,8 @@ SLUG = "yuvaraj-venkataswamy/S6_MNIST"
 def github(tmp_path_factory, train_set):
     """A folder that stands for github.com, with the repository in it, whose MNIST has 2,000 images only."""
     folder = tmp_path_factory.mktemp("github")
-    source = folder / "source"
-    shutil.copytree(ROOT, source, ignore=IGNORED)
+    source = folder / SLUG
+    shutil.copytree(ROOT, source, ignore=LEFT_OUT)
     for path in (source / "data" / "MNIST" / "raw").glob("*-ubyte"):
         whole = path.read_bytes()
         header, size = (16, 28 * 28) if "images" in path.name else (8, 1)
@@ -30,7 +30,6 @@ def github(tmp_path_factory, train_set):
     plain = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull}  # the user's own rules stay out of it
     for command in ["init", "-q"], ["add", "--all", "--force"], [*identity, "commit", "-qm", "all"]:
         subprocess.run(["git", *command], cwd=source, check=True, env=plain)
-    subprocess.run(["git", "clone", "-q", "--bare", source, folder / f"{SLUG}.git"], check=True, env=plain)
     return folder
 
 

@@ -1,15 +1,14 @@
-"""The data are MNIST; augmentation changes images within its bounds, evaluation not at all."""
+"""Augmentation changes images within its bounds, evaluation not at all; batches are whole."""
 
-import shutil
 from functools import partial
 
 import pytest
 import torch
 
 import mnist
-from mnist import MEAN, STD, Loader, augment, change_light, change_shape, load_mnist, normalise
+from mnist import MEAN, STD, Loader, augment, change_light, change_shape, normalise
 from model import IMAGE_SHAPE
-from utils import ROOT, Config
+from utils import Config
 
 STILL = {"degrees": 0, "translate": 0, "scale": 0, "shear": 0}  # no change of shape
 CLEAR = {"blur": 0, "contrast": 0, "noise": 0}  # no change of light
@@ -25,26 +24,9 @@ def images(train_set):
     return train_set[0][:2000].float() / 255
 
 
-def test_counts_and_statistics(train_set, test_set):
-    assert (train_set[0].shape, test_set[0].shape) == ((60_000, *IMAGE_SHAPE), (10_000, *IMAGE_SHAPE))
-    assert train_set[0].dtype == torch.uint8 and test_set[1].dtype == torch.int64
-    pixels = train_set[0].float() / 255
-    assert (round(pixels.mean().item(), 4), round(pixels.std().item(), 4)) == (MEAN, STD)
-    assert test_set[1].bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-
-
-LOOKS = mnist.filter_randomly, mnist.draw_lines, mnist.invert_strips
-
-
-def test_no_strength_no_change(images):
-    assert torch.allclose(change_shape(images, **STILL), images, atol=1e-4)
-    assert torch.allclose(change_light(images, **CLEAR), images, atol=1e-6)
-    for change in LOOKS:
-        assert torch.equal(change(images, 0), images)
-
-
-@pytest.mark.parametrize("change", LOOKS)
+@pytest.mark.parametrize("change", [mnist.filter_randomly, mnist.draw_lines, mnist.invert_strips])
 def test_looks_change_nearly_every_image_and_stay_in_range(images, change):
+    assert torch.equal(change(images, 0), images)
     changed = change(images, 1)
     assert changed.min() >= 0 and changed.max() <= 1 + 1e-6
     assert ((changed - images).abs().amax((1, 2, 3)) > 0.02).float().mean() > 0.9
@@ -74,14 +56,6 @@ def test_outliers_are_no_digit_or_two(images, train_set):
     assert not any(image.numpy().tobytes() in standing for image in outliers[:100].contiguous())
 
 
-def test_no_digit_leaves_the_frame(train_set):
-    """Rotation, shear and shift preserve area, so ink is lost only at the frame."""
-    images, recipe = train_set[0][:20_000].float() / 255, Config()
-    changed = change_shape(images, recipe.degrees, recipe.translate, 0, recipe.shear)
-    kept = changed.sum(dim=(1, 2, 3)) / images.sum(dim=(1, 2, 3))
-    assert kept.min() > 0.9 and kept.quantile(0.01) > 0.97
-
-
 @pytest.mark.parametrize("strength", ["degrees", "shear"])
 def test_angles_are_degrees(strength):
     """The principal axis of a bar turns: of one that lies by rotation, of one that stands by shear."""
@@ -94,57 +68,50 @@ def test_angles_are_degrees(strength):
 
 
 def test_scale_and_translate_are_shares():
-    """Each side of a square is scaled on its own, by a share of its length, and moved by one of the image's side."""
+    """Each side of a square is scaled by a share of its length, and moved by a share of the image's side."""
     squares, line = torch.zeros(2000, *IMAGE_SHAPE), torch.arange(28.0) - 13.5
     squares[:, :, 10:18, 10:18] = 1
-    for strength, share in (("scale", 0.2), ("translate", 0.1)):
-        changed = change_shape(squares, **{**STILL, strength: share})
-        profiles = torch.stack([changed.sum(dim=(1, axis)) for axis in (2, 3)])  # along x and y
-        found = changed.amax(dim=2).sum(-1)[:, 0] / 8 - 1 if strength == "scale" else profiles @ line / 64 / 28
-        assert (found.min().item(), found.max().item()) == pytest.approx((-share, share), abs=0.02)
-        sizes = profiles.amax(-1) if strength == "scale" else profiles @ line
-        assert abs(torch.corrcoef(sizes)[0, 1]) < 0.1
+    scaled = change_shape(squares, **{**STILL, "scale": 0.2})
+    moved = change_shape(squares, **{**STILL, "translate": 0.1})
+    for axis in 2, 3:
+        lengths = scaled.sum(axis).amax((1, 2)) / 8 - 1
+        middles = moved.sum((1, axis)) @ line / 64 / 28
+        assert (lengths.min().item(), lengths.max().item()) == pytest.approx((-0.2, 0.2), abs=0.02)
+        assert (middles.min().item(), middles.max().item()) == pytest.approx((-0.1, 0.1), abs=0.02)
 
 
 def test_blur_contrast_and_noise_are_of_up_to_their_strengths():
     points, halves, grey = torch.zeros(3, 2000, *IMAGE_SHAPE)
     points[..., 14, 14], halves[..., 14:, :], grey[:] = 1, 1, 0.5
     blurred = change_light(points, **{**CLEAR, "blur": 1.2})
-    for axis in 2, 3:
-        variance = blurred.sum(dim=(1, axis)) @ (torch.arange(28.0) - 14) ** 2
-        assert (variance.max().item(), variance.median().item()) == pytest.approx((1.2**2, 0.6**2), rel=0.1)
+    variance = blurred.sum(dim=(1, 2)) @ (torch.arange(28.0) - 14) ** 2
+    assert (variance.max().item(), variance.median().item()) == pytest.approx((1.2**2, 0.6**2), rel=0.1)
     ground, ink = change_light(halves, **{**CLEAR, "contrast": 0.6}).flatten(1).aminmax(dim=1)
     lost = 1 - (ink - ground)
     assert (lost.min().item(), lost.mean().item(), lost.max().item()) == pytest.approx((0, 0.3, 0.6), abs=0.02)
-    assert (ground <= lost + 1e-6).all()
-    noisy = change_light(grey, **{**CLEAR, "noise": 0.15}).flatten(1)
-    assert (noisy.std(1).max().item(), noisy.std(1).median().item()) == pytest.approx((0.15, 0.075), rel=0.1)
-
-
-def epoch_of(loader):
-    return [torch.cat(parts) for parts in zip(*loader, strict=True)]
+    noise = change_light(grey, **{**CLEAR, "noise": 0.15}).flatten(1).std(1)
+    assert (noise.max().item(), noise.median().item()) == pytest.approx((0.15, 0.075), rel=0.1)
 
 
 def test_batches_are_shuffled_whole_and_repeatable(train_set):
     tagged, labels = train_set[0][:1000].clone(), train_set[1][:1000]
     tagged[:, 0, 0, 0] = labels.byte() + 1  # each image carries its own label
     loader = Loader(tagged, labels, batch_size=96, shuffle=True)
-    torch.manual_seed(1)
-    images, first = epoch_of(loader)
-    _, second = epoch_of(loader)
-    torch.manual_seed(1)
-    _, again = epoch_of(loader)
-    assert torch.equal(first, again) and not torch.equal(first, second)
-    assert first.bincount().tolist() == labels.bincount().tolist()
-    assert torch.equal(((images[:, 0, 0, 0] * STD + MEAN) * 255).round().long() - 1, first)
+    epochs = []
+    for seed in 1, 2, 1:
+        torch.manual_seed(seed)
+        images, order = [torch.cat(parts) for parts in zip(*loader, strict=True)]
+        assert torch.equal(((images[:, 0, 0, 0] * STD + MEAN) * 255).round().long() - 1, order)
+        assert order.bincount().tolist() == labels.bincount().tolist()
+        epochs.append(order)
+    assert torch.equal(epochs[0], epochs[2]) and not torch.equal(epochs[0], epochs[1])
     assert len(loader) == len(list(loader)) == 11
 
 
 def test_evaluation_batches_are_the_images_in_order(test_set):
-    images, labels = test_set[0][:500], test_set[1][:500]
-    for _ in range(2):
-        got_images, got_labels = epoch_of(Loader(images, labels, batch_size=200))
-        assert torch.equal(got_images, normalise(images.float() / 255)) and torch.equal(got_labels, labels)
+    loader = Loader(test_set[0][:500], test_set[1][:500], batch_size=200)
+    images, labels = [torch.cat(parts) for parts in zip(*loader, strict=True)]
+    assert torch.equal(images, normalise(test_set[0][:500].float() / 255)) and torch.equal(labels, test_set[1][:500])
 
 
 @pytest.mark.parametrize("change", [
@@ -160,12 +127,3 @@ def test_batches_are_made_on_the_device_of_the_images():
                     shuffle=True, transform=partial(augment, config=Config()), device="meta")
     for images, labels in loader:
         assert images.device.type == labels.device.type == "meta"
-
-
-def test_archives_are_unpacked_and_used_without_a_network(tmp_path, train_set):
-    """As in a fresh clone, where nothing is unpacked yet."""
-    raw = tmp_path / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for archive in (ROOT / "data" / "MNIST" / "raw").glob("*.gz"):
-        shutil.copyfile(archive, raw / archive.name)
-    assert torch.equal(load_mnist(True, tmp_path)[0], train_set[0])

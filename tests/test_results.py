@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import readme
+from benchmarks import accuracy, readme
 from mnist import Loader
 from utils import ROOT, Config, check_assignment, evaluate, load_run
 
@@ -20,3 +20,13 @@ def test_numbers_of_the_readme_are_those_of_the_records():
     page = readme.PAGE.read_text(encoding="utf-8")
     assert readme.MARK.findall(page), "the page marks no number"
     assert readme.fill(page, readme.numbers()) == page, "run 'python -m benchmarks.readme'"
+
+
+def test_numbers_come_from_the_platform_with_most_seeds(monkeypatch):
+    baseline = accuracy.select(accuracy.read_records(), "baseline")
+    final = accuracy.select(accuracy.read_records(), "final")[0]
+    others = [{**final, "seed": seed, "precision": "float32", "accuracy": [12.34]} for seed in range(100)]
+    monkeypatch.setattr(accuracy, "read_records", lambda: [final, *baseline, *others])
+    numbers = readme.numbers()
+    assert [numbers[f"final.{name}"] for name in ("platform", "n", "mean")] == ["float32", "100", "12.34"]
+    assert (numbers["baseline.platform"], numbers["baseline.n"]) == (baseline[0]["precision"], f"{len(baseline)}")

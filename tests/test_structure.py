@@ -6,24 +6,17 @@ import pytest
 
 from utils import ROOT
 
+LESSON = {"model", "muon", "mnist", "utils", "plots", "handwriting", "run_notebook"}
 ALLOWED = {"model": set(), "muon": set(), "mnist": {"model"}, "utils": {"model", "muon"},
-           "plots": {"mnist", "utils", "model"}, "handwriting": {"mnist", "utils", "model"}, "run_notebook": {"utils"}}
-OURS = {*ALLOWED, "benchmarks", "conftest", "tests"}
+           "plots": {"mnist", "utils", "model"}, "handwriting": {"mnist", "utils", "model"}, "run_notebook": {"utils"},
+           "benchmarks": LESSON - {"run_notebook"} | {"benchmarks"}}
 
 
-def imports(source):
-    """Those of our modules that Python source imports, anywhere in it."""
-    nodes = list(ast.walk(ast.parse(source)))
+@pytest.mark.parametrize("path", [*ROOT.glob("*.py"), *ROOT.glob("benchmarks/*.py")], ids=lambda path: path.stem)
+def test_arrows_run_one_way(path):
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
-    return {name.split(".")[0] for name in names} & OURS
-
-
-@pytest.mark.parametrize("name", [path.stem for path in sorted(ROOT.glob("*.py")) if path.stem != "conftest"])
-def test_arrows_run_one_way(name):
-    assert imports((ROOT / f"{name}.py").read_text(encoding="utf-8")) <= ALLOWED[name]
-
-
-@pytest.mark.parametrize("path", sorted(ROOT.glob("benchmarks/*.py")), ids=lambda path: path.stem)
-def test_benchmarks_do_not_need_the_tests(path):
-    assert not imports(path.read_text(encoding="utf-8")) & {"tests", "conftest", "run_notebook"}
+    ours = {name.split(".")[0] for name in names} & {*LESSON, "benchmarks", "tests", "conftest"}
+    room = path.stem if path.parent == ROOT else "benchmarks"
+    assert room == "conftest" or ours <= ALLOWED[room]

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import utils
 from mnist import Loader, augment, normalise
 from model import Net
-from utils import Config, evaluate, fit, load_run, make_optimizers, predict, save_run, set_seed, train_epoch
+from utils import Config, evaluate, fit, load_run, make_optimizers, save_run, set_seed
 
 SHORT = Config(epochs=2, batch_size=50)
 
@@ -43,29 +43,18 @@ def same(first, second):
     return all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
 
 
-def without_seconds(history):
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in history]
-
-
 @pytest.mark.parametrize("changes", [{"epochs": 0}, {"optimizer": "adam"}, {"precision": 16}])
 def test_config_refuses_what_would_train_something_else(changes):
     with pytest.raises(ValueError):
         Config(**changes)
 
 
-def test_same_seed_same_run(loaders):
-    (first, history), (second, again) = train(loaders, SHORT), train(loaders, SHORT)
-    assert without_seconds(history) == without_seconds(again) and same(first, second)
-    assert [row["epoch"] for row in history] == [1, 2] and history[1]["train_loss"] < history[0]["train_loss"]
-    assert evaluate(first, loaders(SHORT)[1]) == (history[1]["val_loss"], history[1]["val_accuracy"])
-    assert not first.training
-    assert not same(train(loaders, Config(epochs=2, batch_size=50, seed=1))[0], first)
-
-
 def test_loop_by_hand_ends_in_the_weights_of_fit(loaders):
     config = Config(epochs=2, batch_size=50, precision="float32", plain_epochs=1)
-    expected, _ = train(loaders, config)
-    loader, _ = loaders(config)
+    expected, history = train(loaders, config)
+    assert [row["epoch"] for row in history] == [1, 2] and history[1]["train_loss"] < history[0]["train_loss"]
+    loader, val_loader = loaders(config)
+    assert evaluate(expected, val_loader) == (history[1]["val_loss"], history[1]["val_accuracy"])
     set_seed(0)
     model = Net().to(memory_format=torch.channels_last)
     optimizers = make_optimizers(model, config, config.epochs * len(loader))
@@ -83,7 +72,7 @@ def test_loop_by_hand_ends_in_the_weights_of_fit(loaders):
 
 @pytest.mark.parametrize(("optimizer", "reached"), [("muon", 80), ("sgd", 40)])
 def test_training_learns_and_decays_weights_but_no_biases(loaders, optimizer, reached):
-    config = Config(epochs=3, batch_size=20, optimizer=optimizer)
+    config = Config(epochs=3, batch_size=20, optimizer=optimizer, precision="float32")
     model, history = train(loaders, config)
     assert history[-1]["val_accuracy"] > reached  # from 600 images; by chance 10
     groups = [o.param_groups[0] for o, _ in make_optimizers(model, config, 10)]
@@ -94,10 +83,12 @@ def test_training_learns_and_decays_weights_but_no_biases(loaders, optimizer, re
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_precision_is_for_the_layers_of_training_alone(loaders, precision):
-    config, seen, model = Config(epochs=1, batch_size=100, precision=precision), set(), Net()
+def test_precision_is_for_the_layers_of_training_alone(test_set, precision):
+    config = Config(epochs=1, precision=precision)
+    loader = Loader(test_set[0][:50], test_set[1][:50], 50)
+    model, seen = Net(), set()
     model.head[0].register_forward_hook(lambda layer, _, output: seen.add((layer.training, output.dtype)))
-    fit(model, *loaders(config), config)
+    fit(model, loader, loader, config)
     assert seen == {(True, getattr(torch, precision)), (False, torch.float32)}
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
@@ -111,59 +102,46 @@ def test_probabilities_serve_as_targets_and_non_digits_count_in_no_accuracy():
     assert [n.item() for n in utils.count_right(logits, targets)] == [2, 3]
 
 
-def test_evaluation_counts_exactly_from_any_loader(loaders, train_set):
-    model = train(loaders, SHORT)[0]
+def test_evaluation_counts_exactly_from_any_loader(train_set):
     images, labels = normalise(train_set[0][:600].float() / 255), train_set[1][:600]
+    model = Net().eval()
+    before = copy.deepcopy(model)
     with torch.no_grad():
         logits = model(images)
     correct = (logits.argmax(1) == labels).sum().item()
-    before = copy.deepcopy(model.train())
-    for loader in (Loader(train_set[0][:600], labels, 64, shuffle=True), DataLoader(TensorDataset(images, labels), 64)):
-        loss, accuracy = evaluate(model, loader)
+    for loader in Loader(train_set[0][:600], labels, 64, shuffle=True), DataLoader(TensorDataset(images, labels), 64):
+        loss, accuracy = evaluate(model.train(), loader)
         assert accuracy == 100 * correct / 600
         assert loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-4)
-        assert predict(model, loader)[0].dtype == torch.float32
     assert same(model, before)
 
 
 def test_learning_rate_falls_linearly_and_ends_in_an_error():
-    optimizers = make_optimizers(Net(), Config(muon_lr=0.2, sgd_lr=0.4, end_factor=0.1), steps=100)
-    rates = []
-    for _ in range(101):
+    optimizers = make_optimizers(Net(), Config(muon_lr=0.2, sgd_lr=0.4, end_factor=0.1), steps=10)
+    rates = [[optimizer.param_groups[0]["lr"] for optimizer, _ in optimizers]]
+    for _ in range(10):
+        for optimizer, schedule in optimizers:
+            optimizer.step()
+            schedule.step()
         rates.append([optimizer.param_groups[0]["lr"] for optimizer, _ in optimizers])
-        if len(rates) <= 100:
-            for optimizer, schedule in optimizers:
-                optimizer.step()
-                schedule.step()
-    expected = np.linspace(1, 0.1, 101)
-    assert np.allclose(rates, np.stack([0.2 * expected, 0.4 * expected], axis=1))
+    assert np.allclose(rates, np.linspace([0.2, 0.4], [0.02, 0.04], 11))
     with pytest.raises(ValueError):
         optimizers[0][1].step()
 
 
-def test_training_beyond_the_schedule_is_an_error(loaders):
-    loader, _ = loaders(SHORT)
-    model = Net()
-    optimizers = make_optimizers(model, SHORT, len(loader))
-    train_epoch(model, loader, optimizers, SHORT)
-    with pytest.raises(ValueError):
-        train_epoch(model, loader, optimizers, SHORT)
+def test_interrupt_keeps_what_there_is(loaders):
+    steps = []
 
-
-@pytest.mark.parametrize(("step", "finished"), [(3, 0), (15, 1)])
-def test_interrupt_keeps_what_there_is(loaders, capsys, step, finished):
     def interrupt(layer, _inputs, _output):
         steps.append(layer.training)
-        if steps.count(True) == step:
+        if steps.count(True) == 15:
             raise KeyboardInterrupt
 
-    steps, loader, val_loader = [], *loaders(SHORT)
-    set_seed(0)
+    loader, val_loader = loaders(SHORT)
     model = Net()
     start, transform = copy.deepcopy(model), loader.transform
     model.head.register_forward_hook(interrupt)
-    history = fit(model, loader, val_loader, SHORT)
-    assert len(history) == finished and capsys.readouterr().out
+    assert len(fit(model, loader, val_loader, SHORT)) == 1
     assert not model.training and not same(model, start) and loader.transform is transform
 
 
@@ -174,45 +152,40 @@ def test_loss_that_is_not_finite_stops_training(loaders):
         fit(model, *loaders(SHORT), SHORT)
 
 
-ROW, POOR = {"val_accuracy": 99.4}, {"val_accuracy": 99.39}
-
-
-class Functional(nn.Module):
-    """BatchNorm, Dropout and pooling as functions; one Dropout is defined but not used."""
-
-    def __init__(self, p):
-        super().__init__()
-        self.convolution, self.unused, self.p = nn.Conv2d(1, 10, 3), nn.Dropout(0.5), p
-
-    def forward(self, images):
-        x = self.convolution(images)
-        x = F.batch_norm(x, None, None, training=True)
-        return F.dropout(x, self.p, self.training).mean((2, 3))
-
-
 class Recurrent(nn.Module):
-    """A layer that returns a tuple."""
+    """A layer that returns a tuple, and a Dropout that is defined but not used."""
 
     def __init__(self):
         super().__init__()
-        self.rows, self.last = nn.LSTM(28, 20, batch_first=True), nn.Linear(20, 10)
+        self.rows, self.last, self.unused = nn.LSTM(28, 20, batch_first=True), nn.Linear(20, 10), nn.Dropout(0.5)
 
     def forward(self, images):
         return self.last(self.rows(images[:, 0])[0][:, -1])
 
 
-def frozen_wide():
-    model = Net(32)
-    model.stage2.requires_grad_(False)
-    return model
+class Functional(nn.Module):
+    """BatchNorm, Dropout and pooling as functions."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv2d(1, 10, 3)
+
+    def forward(self, images):
+        x = F.batch_norm(self.convolution(images), None, None, training=True)
+        return F.dropout(x, 0.1, self.training).mean((2, 3))
+
+
+ROW, POOR = {"val_accuracy": 99.4}, {"val_accuracy": 99.39}
 
 
 @pytest.mark.parametrize(("model", "history", "expected"), [
-    (Net(), [POOR, ROW] * 9, [1, 1, 1, 1, 1, 1]), (Net(), [ROW] * 20, [1, 1, 0, 1, 1, 1]),
-    (Net(), [], [0, 1, 0, 1, 1, 1]), (Net(dropout=0), [ROW, POOR], [0, 1, 1, 1, 0, 1]),
-    (nn.Sequential(nn.Flatten(), nn.Linear(784, 30), nn.Linear(30, 10)), [ROW], [1, 0, 1, 0, 0, 0]),
-    (Functional(0.1), [ROW], [1, 1, 1, 1, 1, 1]), (Functional(0), [ROW], [1, 1, 1, 1, 0, 1]),
-    (frozen_wide(), [ROW], [1, 0, 1, 1, 1, 1]), (Recurrent(), [ROW], [1, 1, 1, 0, 0, 0])])
+    (Net(), [POOR, ROW] * 9, [1, 1, 1, 1, 1, 1]),
+    (Net(), [ROW] * 20, [1, 1, 0, 1, 1, 1]),
+    (Net(dropout=0), [], [0, 1, 0, 1, 0, 1]),
+    (Net(32).requires_grad_(False), [ROW, POOR], [0, 0, 1, 1, 1, 1]),
+    (Recurrent(), [ROW], [1, 1, 1, 0, 0, 0]),
+    (Functional(), [ROW], [1, 1, 1, 1, 1, 1]),
+])
 def test_assignment_is_checked(model, history, expected):
     assert [met for *_, met in utils.check_assignment(model, history)] == expected
 
@@ -224,14 +197,14 @@ def test_calibration_compares_confidence_and_accuracy():
     assert error == pytest.approx(100 * (0.3 + 0.8) / 4)
 
 
-@pytest.mark.parametrize("make", [Net, lambda: Net(8), lambda: Net(dropout=0.3), lambda: nn.DataParallel(Net(8)),
+@pytest.mark.parametrize("make", [Net, lambda: Net(dropout=0.3), lambda: nn.DataParallel(Net(8)),
                                   lambda: torch.compile(Net())])
 def test_what_is_saved_can_be_loaded(tmp_path, make):
     model = make()
     history = [{"epoch": np.int64(1), "val_accuracy": np.float32(99.5)}]
     save_run(tmp_path / "run.pt", model, SHORT, history)
     loaded, run = load_run(tmp_path / "run.pt")
-    assert all(map(torch.equal, loaded.state_dict().values(), model.state_dict().values())) and not loaded.training
+    assert same(loaded, model) and not loaded.training
     assert run["history"] == [{"epoch": 1, "val_accuracy": 99.5}] and Config(**run["config"]) == SHORT
     assert [path.name for path in tmp_path.iterdir()] == ["run.pt"]
 
@@ -244,11 +217,6 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-class Harm:
-    def __reduce__(self):
-        return exec, ("raise SystemExit('code from a file was run')",)
-
-
 def test_damaged_file_is_refused(tmp_path):
     path = tmp_path / "run.pt"
     with pytest.raises(FileNotFoundError):
@@ -256,7 +224,7 @@ def test_damaged_file_is_refused(tmp_path):
     save_run(path, Net(), SHORT, [])
     whole = path.read_bytes()
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 96193\n"
-    for content in whole[:5000], b"", pointer, pickle.dumps({}, protocol=2), pickle.dumps(Harm(), protocol=2):
+    for content in whole[:5000], b"", pointer, pickle.dumps({}, 2), pickle.dumps(print, 2):
         path.write_bytes(content)
         with pytest.raises(ValueError) as error:
             load_run(path)
