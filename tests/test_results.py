@@ -1,5 +1,7 @@
 """The stored network is what its record says, and the README's numbers are those of the records."""
 
+import re
+
 import pytest
 
 from benchmarks import accuracy, readme
@@ -19,6 +21,7 @@ def test_stored_weights_are_those_of_the_recipe(test_set):
 def test_numbers_of_the_readme_are_those_of_the_records():
     page = readme.PAGE.read_text(encoding="utf-8")
     assert readme.MARK.findall(page), "the page marks no number"
+    assert not re.search("^<!--", page, re.MULTILINE), "GitHub takes a line that begins with a mark for HTML"
     assert readme.fill(page, readme.numbers()) == page, "run 'python -m benchmarks.readme'"
 
 
