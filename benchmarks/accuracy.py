@@ -106,12 +106,14 @@ def split_training(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def describe_commit() -> str:
-    """The commit of the code, marked if the files differ from it; empty without git."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    """The commit of the code, "-dirty" if the files, but for the records, differ from it; empty without git."""
     try:
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        found = subprocess.run(["git", "describe", "--always", "--exclude=*"], cwd=ROOT, capture_output=True, text=True,
+                               check=True)
     except (OSError, subprocess.CalledProcessError):
         return ""
+    differ = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", ".", ":!benchmarks/results"], cwd=ROOT)
+    return found.stdout.strip() + ("-dirty" if differ.returncode else "")
 
 
 def run(recipe: str, seed: int, split: bool, device: torch.device, keep: bool = False) -> dict:

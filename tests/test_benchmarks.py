@@ -3,11 +3,13 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 import utils
 from benchmarks import accuracy, robustness, speed
+from utils import ROOT
 
 CPU = torch.device("cpu")
 
@@ -90,6 +92,14 @@ def test_digits_in_mnists_form_keep_it(test_set):
     digits = test_set[0][:100].float() / 255
     again = torch.stack([robustness.mnist_form(digit[0].numpy()) for digit in digits])
     assert (again - digits).abs().mean() < 0.03
+
+
+def test_mnist_c_is_read_in_its_public_layout(tmp_path, test_set):
+    (tmp_path / "fog").mkdir()
+    np.save(tmp_path / "fog" / "test_images.npy", test_set[0][:50, 0, :, :, None].numpy())
+    np.save(tmp_path / "fog" / "test_labels.npy", test_set[1][:50].numpy())
+    model, _ = utils.load_run(ROOT / "S6_MNIST.pt")
+    assert robustness.accuracy(model, *robustness.read_mnist_c(tmp_path)["fog"]) > 95
 
 
 @pytest.mark.parametrize("pipeline", [speed.Conventional, speed.Ours, speed.Limit])

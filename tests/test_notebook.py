@@ -72,6 +72,12 @@ def test_local_links_and_images(page):
         assert (page.parent / link.partition("#")[0]).exists(), f"{page.name} links to {link}, which is not there"
 
 
+def test_ci_runs_the_command_of_the_readme():
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    command = next(line for line in script.splitlines() if line.startswith("python3 -m venv"))
+    assert f"```\n{command}\n```" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_snippets_of_the_readme_run(monkeypatch):
     monkeypatch.chdir(ROOT)
     snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
