@@ -15,8 +15,7 @@ MARK = re.compile(r"<!-- ([\w.]+) -->(.*?)<!-- / -->")
 
 def numbers() -> dict[str, str]:
     """Each number as the page shows it, by its name."""
-    found = {}
-    records = accuracy.read_records()
+    found, records = {}, accuracy.read_records()
     platforms = sorted({accuracy.platform(record) for record in records})
     for recipe in "final", "baseline":
         by_platform = [accuracy.select(records, recipe, on=platform) for platform in platforms]
@@ -26,12 +25,14 @@ def numbers() -> dict[str, str]:
                   f"{recipe}.sd": f"{summary.sd:.2f}", f"{recipe}.low": f"{summary.minimum:.2f}",
                   f"{recipe}.high": f"{summary.maximum:.2f}", f"{recipe}.epochs": f"{len(runs[0]['accuracy'])}",
                   f"{recipe}.platform": runs[0]["precision"],
-                  f"{recipe}.calibration": f"{statistics.mean(run['calibration_error'] for run in runs):.1f}"}
+                  f"{recipe}.calibration": f"{statistics.mean(run['calibration_error'] for run in runs):.2f}"}
     for recipe, networks in robustness.read_results()["networks"].items():
         runs = list(networks.values())
-        by_corruption = robustness.mean_by_corruption(runs)
-        found |= {f"{recipe}.mnist_c": f"{statistics.mean(by_corruption.values()):.1f}",
-                  f"{recipe}.worst": f"{min(by_corruption.values()):.0f}", f"{recipe}.networks": f"{len(runs)}"}
+        by_network = [statistics.mean(robustness.mean_by_corruption([run]).values()) for run in runs]
+        found |= {f"{recipe}.mnist_c": f"{statistics.mean(by_network):.1f}",
+                  f"{recipe}.mnist_c_low": f"{min(by_network):.1f}", f"{recipe}.mnist_c_high": f"{max(by_network):.1f}",
+                  f"{recipe}.worst": f"{min(robustness.mean_by_corruption(runs).values()):.0f}",
+                  f"{recipe}.networks": f"{len(runs)}"}
         for measure, name in itertools.product(("sure", "sure and known"), runs[0]["sure"]):
             share = statistics.mean(run[measure][name] for run in runs)
             found[f"{recipe}.{measure.split()[-1]}_{name.split()[-1]}"] = f"{share:.1f}"
