@@ -71,6 +71,7 @@ def build(network: str, width: int, dropout: float) -> nn.Module:
     if network == "without BatchNorm":
         for block in [*model.stage1, *model.stage2]:
             block[2] = nn.Identity()
+            block[0].bias = nn.Parameter(torch.zeros(block[0].out_channels))  # in place of BatchNorm's
     elif network == "fully connected for GAP":
         model.head[1] = nn.Sequential(nn.Flatten(), nn.Linear(NUM_CLASSES * 5 * 5, NUM_CLASSES))
     elif network != "Net":
