@@ -1,8 +1,8 @@
 """Read handwritten digits in photographs, scans and drawings with a network that knows MNIST only.
 
-The steps: `load_colours` → `missing_light` → `find_ink` → `remove_lines` → `clear_parts`, each of which becomes
-a `Mark` that the network classifies → `drop_frames` → `join_broken` → `split_touching` → `choose_marks` →
-`reading_order`.
+The steps: `load_colours` → `cover_table` → `missing_light` → `find_ink` → `remove_lines` → `remove_frames` →
+`find_parts`, each of which becomes a `Mark` that the network classifies → `join_broken` → `split_touching` →
+`choose_marks` → `reading_order`.
 """
 
 import base64
@@ -21,7 +21,7 @@ from scipy.signal import find_peaks
 from scipy.spatial import cKDTree
 from skimage.filters import apply_hysteresis_threshold, rank, threshold_otsu
 from skimage.measure import label, regionprops
-from skimage.morphology import disk
+from skimage.morphology import convex_hull_image, disk
 from skimage.segmentation import clear_border
 from torch import Tensor, nn
 
@@ -41,17 +41,14 @@ def open_image(picture: Picture) -> Image.Image:
         picture = io.BytesIO(picture)
     if isinstance(picture, (str, os.PathLike)) or hasattr(picture, "read"):
         try:
-            image = Image.open(picture)
-            image.draft(None, (750, 750))  # of 12 megapixels, a JPEG is then decoded at 1008×756, which saves time
-            image.load()
+            picture = Image.open(picture)
+            picture.draft(None, (750, 750))  # of 12 megapixels, a JPEG is then decoded at 1008×756, which saves time
+            picture.load()
         except Image.UnidentifiedImageError as error:
             raise ValueError("Pillow cannot open this (nor HEIC or PDF): save it as JPEG or PNG") from error
         except (SyntaxError, EOFError, TypeError) as error:
             raise ValueError(f"the image is damaged, or open as text ({error})") from error
-    elif isinstance(picture, Image.Image):
-        image = picture
-    else:
-        image = array_image(picture)
+    image = picture if isinstance(picture, Image.Image) else array_image(picture)
     if not min(image.size):
         raise ValueError("the image has no pixels")
     with suppress(SyntaxError):  # of damaged EXIF data
@@ -63,7 +60,7 @@ def array_image(array: np.ndarray | Tensor) -> Image.Image:
     """An array or tensor of any usual layout and range as an image of 8 bits."""
     if isinstance(array, Tensor):
         array = array.detach().cpu().float().numpy()
-    pixels = np.asarray(array, dtype=None if hasattr(array, "dtype") else object)
+    pixels = np.asarray(array)
     while pixels.ndim > 2 and len(pixels) == 1:
         pixels = pixels[0]
     if pixels.ndim == 3 and len(pixels) == 3 and pixels.shape[2] > 4:
@@ -83,7 +80,7 @@ def array_image(array: np.ndarray | Tensor) -> Image.Image:
 def load_colours(picture: Picture) -> np.ndarray:
     """An image as float32 (3, H, W) in [0, 1]; a digit of 3 % of a photo's side still has 30 of its 1,000 pixels.
 
-    Behind what is transparent lies the mean of what is visible or, if that is the ink alone, black or white.
+    Behind what is transparent lies white, or black where what is visible is bright.
     """
     image = open_image(picture)
     scale = np.clip(max(image.size), 280, 1000) / max(image.size)
@@ -91,13 +88,8 @@ def load_colours(picture: Picture) -> np.ndarray:
     smooth = Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.BILINEAR
     image = image.convert("RGBA").resize(size, smooth, reducing_gap=2)
     *colours, opacity = np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / 255
-    if opacity.min() == 1:
-        return np.stack(colours)
-    weights = opacity / max(opacity.sum(), 1e-6)
-    visible = (colours * weights).sum(axis=(1, 2), keepdims=True)
-    spread = (abs(colours - visible).max(axis=0) * weights).sum()
-    ground = visible if opacity.mean() > 0.5 and spread > 0.02 else visible.mean() < 0.5
-    return (colours * opacity + ground * (1 - opacity)).astype(np.float32)
+    ground = np.average(colours, weights=np.stack(3 * [opacity + 1e-6])) < 0.5
+    return np.stack(colours) * opacity + ground * (1 - opacity)
 
 
 def resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -112,25 +104,27 @@ def shrink(image: np.ndarray, longer: int) -> np.ndarray:
 
 
 def cover_table(colours: np.ndarray) -> np.ndarray:
-    """Give the table around a light sheet that lies whole in the picture (3, H, W) the sheet's colour.
+    """Give what is around a light sheet in the picture (3, H, W), the table and a thumb, the sheet's colour.
 
-    The sheet is the large, convex part of the brighter half; white paper has light of all colours, wood has not.
+    The sheet is the convex middle of the brighter half, without what is narrower than half of it.
     """
-    small = shrink(colours.min(axis=0), 128)
+    small = shrink(colours.mean(axis=0), 128)
     if np.ptp(small) < 0.1:
         return colours
     bright = small > threshold_otsu(small)
-    part = max(regionprops(label(bright)), key=lambda part: part.area)
-    area = np.zeros(bright.shape, bool)
-    area[part.slice] = part.image_convex
-    inner = area[1:-1, 1:-1].sum() / area.sum()  # less for what lies along the picture's border
-    if area.mean() < 0.12 or area.all() or part.solidity < 0.85 or inner < 0.97:
+    inside = ndimage.distance_transform_edt(bright)
+    near = ndimage.distance_transform_edt(inside <= inside.max() / 2) < 0.7 * inside.max()
+    area = convex_hull_image(bright & near)
+    middle = ndimage.binary_erosion(area, iterations=4, border_value=1)
+    edge = area & ~middle
+    if area.mean() < 0.12 or bright[area].mean() < 0.85 or not edge.any():
         return colours
-    within = np.median(small[area & ~ndimage.binary_erosion(area, iterations=4)])
-    around = np.median(small[~area & ndimage.binary_dilation(area, iterations=4)])
-    if within < 1.3 * around:  # no edge, but light that fades
+    around = ~area & ndimage.binary_dilation(area, iterations=4)
+    contrast = np.median(small[edge]) / np.median(small[around])
+    border = np.pad(np.zeros(np.subtract(area.shape, 2), bool), 1, constant_values=True)
+    if contrast < (1.3 if area[border].mean() < 0.1 else 2):
         return colours
-    sheet = resize(ndimage.binary_erosion(area, iterations=2), colours.shape[1:]) > 0.5
+    sheet = resize(ndimage.binary_erosion(area, iterations=2, border_value=1), colours.shape[1:]) > 0.5
     return np.where(sheet, colours, np.median(colours[:, sheet], axis=1)[:, None, None])
 
 
@@ -154,10 +148,9 @@ def missing_light(colours: np.ndarray) -> np.ndarray:
 
     The light is followed in discs wider than two strokes; wider ones where a bold digit fills the picture.
     """
-    for radius in 34, 64:
-        share = light_difference(colours, [find_ground(channel, radius) for channel in colours])
-        if (share > 0.2).mean() < 0.08:
-            break
+    share = light_difference(colours, [find_ground(channel, 34) for channel in colours])
+    if (share > 0.2).mean() > 0.08:
+        share = light_difference(colours, [np.full((8, 8), np.median(channel)) for channel in colours])
     return ndimage.gaussian_filter(share, 1)
 
 
@@ -180,10 +173,12 @@ def find_ink(share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Each mark has its own strength, so that a pencil is read beside a felt pen.
     """
     side = max(share.shape)
-    strength = share / np.maximum(ndimage.maximum_filter(share, int(0.02 * side) * 2 + 1), 1e-3)
-    grain = ndimage.uniform_filter(np.minimum(share, 0.1), int(0.1 * side))
-    visible = share > np.maximum(0.05, 4 * grain)
-    return strength, apply_hysteresis_threshold(np.where(visible, strength, 0), 0.2, 0.35)
+    strength = share / np.maximum(ndimage.maximum_filter(share, int(0.01 * side) * 2 + 1), 1e-3)
+    paper = share < 0.1
+    window = int(0.1 * side)
+    grain = ndimage.uniform_filter(share * paper, window) / ndimage.uniform_filter(paper * 1.0, window).clip(0.01)
+    visible = share > np.maximum(0.05, 5 * grain)
+    return strength, apply_hysteresis_threshold(np.where(visible, strength, 0), 0.15, 0.35)
 
 
 def thickness(line) -> float:
@@ -234,12 +229,59 @@ def stroke_width(mask: np.ndarray) -> float:
     return 2 * solid.sum() / (steps * np.pi / 4)  # over all directions, steps are longer than a line by 4 / π
 
 
-def clear_parts(mask: np.ndarray, share: np.ndarray, lines: float) -> list:
+def frame_lines(image: np.ndarray) -> tuple[list, list]:
+    """The horizontal and the vertical lines of a box, a comb or a table; none of the latter without the former."""
+    height, width = image.shape
+    across = find_lines(image, 0.8 * width, 0.06 * max(image.shape), width / 8)
+    if not across:
+        return [], []
+    tall = height * (0.7 if len(across) > 1 else 0.35)  # the teeth of a comb are short
+    thickest = 2 * max(map(thickness, across))
+    down = find_lines(image.T, tall, thickest, tall / 6)
+    first, last = across[0].bbox[2] + thickest, across[-1].bbox[0] - thickest
+    return across, [line for line in down if line.bbox[1] < first or line.bbox[3] > last]
+
+
+def is_ring(frame, mark) -> bool:
+    """Whether a region lies in the hole of another, which may have a small gap, and not near its line."""
+    gap = max(frame.image.shape) // 12
+    distance = np.pad(ndimage.distance_transform_edt(~np.pad(frame.image, 1)), gap, mode="reflect")
+    holes = ndimage.binary_fill_holes(distance <= gap) & (distance > gap)
+    return bool(holes[tuple(np.add(mark.centroid, gap + 1 - np.array(frame.bbox[:2])).astype(int))])
+
+
+def remove_frames(mask: np.ndarray) -> np.ndarray:
+    """A mask (H, W) without boxes, circles, combs, tables and printed rules, but with what is written in or on them.
+
+    A box, a comb or a table has three straight lines from end to end, or more, and something in it, or on its lines;
+    a circle is closed round a mark; a rule is thin, and more than twice as long as what touches it.
+    """
+    regions = regionprops(label(ndimage.binary_dilation(mask)) * mask)
+    regions = [region for region in regions if max(region.image.shape) >= max(12, 0.02 * max(mask.shape))]
+    mask = mask.copy()
+    for frame in sorted(regions, key=lambda region: -max(region.image.shape))[:20]:
+        top, left, bottom, right = frame.bbox
+        size = max(frame.image.shape)
+        held = [region for region in regions if top < region.centroid[0] < bottom and left < region.centroid[1] < right
+                and 0.06 * size < max(region.image.shape) < size]
+        across, down = frame_lines(frame.image)
+        rest = erase(erase(frame.image, across).T, down).T
+        largest = max([max(piece.image.shape) for piece in regionprops(label(rest))], default=0)
+        is_box = len(down) > 1 and (held or len(across) + len(down) > 3 and largest > 0.15 * size)
+        is_rule = len(across) == 1 and thickness(across[0]) < 0.02 * size and largest < 0.45 * size
+        if is_box or is_rule:
+            mask[frame.slice] &= ~frame.image | rest
+        elif any(max(region.image.shape) > 0.3 * min(frame.image.shape) and is_ring(frame, region) for region in held):
+            mask[frame.slice] &= ~frame.image
+    return mask
+
+
+def find_parts(mask: np.ndarray, share: np.ndarray, lines: float) -> list:
     """The connected parts of the ink that may be digits, as regions.
 
     What touches the image's edge is something else, unless it fills the image: a digit that is cut off. Dust is
     smaller; the rest of a ruled line is as thin as the `lines`; dots, creases and the back of the page are fainter
-    (0.15 of the strongest; pencil beside a pen has 0.5); the end of a shadow is less sharp.
+    (0.15 of the strongest; pencil beside a pen has 0.5); round the end of a shadow there is no clean paper.
     """
     labels = label(ndimage.binary_dilation(mask, iterations=3)) * mask  # gaps of six pixels do not divide
     parts = [part for part in regionprops(labels, intensity_image=share)
@@ -255,7 +297,7 @@ def clear_parts(mask: np.ndarray, share: np.ndarray, lines: float) -> list:
     parts = [part for part, value in zip(parts, strong, strict=True) if value > 0.2 * max(strong)]
     slope = ndimage.gaussian_gradient_magnitude(share, 1)
     sharp = [np.percentile(slope[part.slice][part.image], 90) / part.intensity_max for part in parts]
-    return [part for part, value in zip(parts, sharp, strict=True) if value > max(0.04, 0.5 * max(sharp))]
+    return [part for part, value in zip(parts, sharp, strict=True) if value > max(0.065, 0.3 * max(sharp))]
 
 
 def centre(image: np.ndarray) -> np.ndarray:
@@ -326,58 +368,11 @@ def read_mark(strength: np.ndarray, model: nn.Module, pixels: np.ndarray) -> Mar
                 probabilities.max().item(), max(mask.shape))
 
 
-def find_held(frame: Mark, marks: list[Mark]) -> tuple[list[Mark], list[Mark]]:
-    """The marks whose middle is in a frame's box, and those of them that lie in a hole of it and are large."""
-    holes = ndimage.binary_fill_holes(frame.mask) & ~frame.mask
-    height, width = frame.mask.shape
-    held, enclosed = [], []
-    for mark in marks:
-        row, column = (mark.top + mark.bottom) // 2 - frame.top, (mark.left + mark.right) // 2 - frame.left
-        if 0 <= row < height and 0 <= column < width and 0.06 * frame.size < mark.size < frame.size:
-            held.append(mark)
-            if holes[row, column] and mark.size > 0.3 * min(frame.mask.shape):
-                enclosed.append(mark)
-    return held, enclosed
-
-
-def frame_lines(mask: np.ndarray) -> tuple[list, list]:
-    """The horizontal and the vertical lines of a box, a comb or a table; none of the latter without the former."""
-    height, width = mask.shape
-    across = find_lines(mask, 0.8 * width, 0.06 * max(mask.shape), width / 8)
-    if not across:
-        return [], []
-    tall = height * (0.7 if len(across) > 1 else 0.35)  # the teeth of a comb are short
-    return across, find_lines(mask.T, tall, 2 * max(map(thickness, across)), tall / 6)
-
-
-def drop_frames(marks: list[Mark], read: Reader) -> list[Mark]:
-    """Take away boxes, circles, combs and tables, and keep what is written in them, or over their lines.
-
-    A circle has a mark in its hole. A box, a comb or a table has three straight lines from end to end or more, and
-    there are marks in it or, as it touches the only one, the network is not sure of it: then its lines are erased.
-    """
-    result = list(marks)
-    for frame in sorted(marks, key=lambda mark: -mark.size):
-        held, enclosed = find_held(frame, result)
-        across, down = frame_lines(frame.mask)
-        if len(down) > 1 and (held or len(across) + len(down) > 3 or frame.sure < 0.95):
-            rest = label(erase(erase(frame.mask, across).T, down).T)
-            least = 0.5 * max([mark.size for mark in held], default=0.2 * frame.size)
-            pieces = [read(np.add(part.coords, (frame.top, frame.left)))
-                      for part in regionprops(rest) if max(part.image.shape) > least]
-            pieces = join_broken(pieces, read)
-            if held or max([piece.sure for piece in pieces], default=0) > frame.sure:
-                result = [mark for mark in result if mark is not frame] + pieces
-        elif enclosed:
-            result = [mark for mark in result if mark is not frame]
-            both = read(np.concatenate([frame.pixels, enclosed[0].pixels]))
-            if enclosed[0].probabilities.argmax() == 1 and both.probabilities.argmax() == 0:  # the slash in a zero
-                result = [mark for mark in result if mark is not enclosed[0]] + [both]
-    return result
-
-
 def join_broken(marks: list[Mark], read: Reader) -> list[Mark]:
-    """Join marks that are near each other where the network is no less sure of both together."""
+    """Join marks that are near each other where the network is no less sure of both together.
+
+    Far apart may be what it is not sure of, or what is too small to be a digit beside the other.
+    """
     marks = sorted(marks, key=lambda mark: -mark.size)
     index = 0
     while index < len(marks):
@@ -387,13 +382,14 @@ def join_broken(marks: list[Mark], read: Reader) -> list[Mark]:
             height = max(first.bottom, second.bottom) - min(first.top, second.top)
             width = max(first.right, second.right) - min(first.left, second.left)
             size = max(height, width)
-            if width > 1.5 * height or size > 2 * first.size:
+            if width > 1.3 * height or size > 2 * first.size:
                 continue
-            reach = 0.3 if min(first.sure, second.sure) < 0.9 else 0.05
-            if cKDTree(first.pixels).query(second.pixels)[0].min() > reach * size:
+            is_piece = max(first.sure, second.sure) < 0.9 or second.size < 0.5 * first.size
+            gap = cKDTree(first.pixels).query(second.pixels)[0].min()
+            if gap > (0.3 if is_piece else 0.1) * size:
                 continue
             both = read(np.concatenate([first.pixels, second.pixels]))
-            if both.sure > max(first.sure, second.sure) - 0.05:
+            if both.sure > max(first.sure, second.sure) - 0.03:
                 marks = [both if mark is first else mark for mark in marks if mark is not second]
                 index -= 1
                 break
@@ -401,17 +397,30 @@ def join_broken(marks: list[Mark], read: Reader) -> list[Mark]:
 
 
 def split_touching(mark: Mark, read: Reader) -> list[Mark]:
-    """Cut a wide mark where there is little ink, so that the product of the pieces' probabilities is largest."""
+    """Cut a wide mark where there is little ink, upright or aslant, so that the network is the surest of the pieces."""
     height, width = mark.mask.shape
-    if width < max(20, 0.8 * height) or mark.sure > 0.999:
+    if width < 0.8 * height:
         return [mark]
-    ink = ndimage.uniform_filter1d(mark.mask.sum(axis=0).astype(float), 3)
+    best, pieces = mark.sure, [mark]
+    for slant in (-0.4, 0, 0.4) if width > 1.1 * height else (0,):  # columns to the right for each row
+        columns = np.round(mark.pixels[:, 1] + slant * mark.pixels[:, 0]).astype(int)
+        score, cut = best_cuts(mark, columns - columns.min(), read)
+        if score > best:
+            best, pieces = score, cut
+    return pieces
+
+
+def best_cuts(mark: Mark, columns: np.ndarray, read: Reader) -> tuple[float, list[Mark]]:
+    """The largest product of the pieces' probabilities, and the pieces, of a mark whose pixels lie in these columns."""
+    height = len(mark.mask)
+    ink = ndimage.uniform_filter1d(np.bincount(columns).astype(float), 3)
     cuts, _ = find_peaks(-ink, height=-3 * stroke_width(mark.mask), distance=max(1, height // 8))
+    if mark.mask.shape[1] < 1.3 * height:
+        cuts = [cut for cut in cuts if (np.diff(np.sort(mark.pixels[columns == cut, 0])) > 1).sum() == 0]
     best = {0: (1.0, [])}  # up to each cut: the product, and the pieces
-    for end in [*cuts, width]:
+    for end in [*cuts, len(ink)]:
         options = []
         for start, (score, pieces) in best.items():
-            columns = mark.pixels[:, 1] - mark.left
             pixels = mark.pixels[(columns >= start) & (columns < end)]
             tall, wide = np.ptp(pixels, axis=0) + 1
             if tall > max(0.5 * height, 0.8 * wide):
@@ -419,8 +428,7 @@ def split_touching(mark: Mark, read: Reader) -> list[Mark]:
                 options.append((score * piece.sure, [*pieces, piece]))
         if options:
             best[end] = max(options, key=lambda option: option[0])
-    score, pieces = best.get(width, (0, []))
-    return pieces if score > mark.sure else [mark]
+    return best.get(len(ink), (0, []))
 
 
 def choose_marks(marks: list[Mark]) -> list[Mark]:
@@ -470,9 +478,12 @@ def prepare_digits(image: Picture, model: nn.Module | None = None) -> tuple[list
     strength, ink = find_ink(share)
     ink, lines = remove_lines(ink)
     read = partial(read_mark, strength, stored_network() if model is None else model)
-    marks = [read(part.coords) for part in clear_parts(ink, share, lines)]
-    marks = join_broken(drop_frames(marks, read), read)
+    ink = remove_frames(ink)
+    marks = [read(part.coords) for part in find_parts(ink, share, lines)]
+    marks = join_broken(marks, read)
     marks = [piece for mark in marks for piece in split_touching(mark, read)]
+    if 0 < len(marks) < 4 and np.mean([mark.sure for mark in marks]) < 0.8 < (whole := read(np.argwhere(ink))).sure:
+        marks = [whole]  # a digit of many pieces
     marks = reading_order(choose_marks(marks))
     if not marks:
         what = "only lines, edges or specks are" if ink.any() else "nothing is"
@@ -481,9 +492,10 @@ def prepare_digits(image: Picture, model: nn.Module | None = None) -> tuple[list
 
 
 def the_digit(marks: list[Mark]) -> Mark:
-    """The one mark, or the only one of which the network is sure; ValueError says how many there are."""
+    """The one mark, or the only one of which the network is sure, if it is the largest; ValueError says how many."""
     sure = [mark for mark in marks if mark.sure > 0.8]
-    if len(marks) > 1 and len(sure) != 1:
+    largest = max(mark.size for mark in marks)
+    if len(marks) > 1 and (len(sure) != 1 or sure[0].size < 0.8 * largest):
         raise ValueError(f"{len(marks)} digits: cut out one of them, or call predict_digits, which classifies each")
     return sure[0] if len(sure) == 1 else marks[0]
 
