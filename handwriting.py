@@ -207,7 +207,8 @@ def erase(mask: np.ndarray, lines: list) -> np.ndarray:
         tall = int(2 * thickness(line) + 2) | 1
         rows, columns = slice(max(0, top - tall), bottom + tall), slice(left, right)
         around = mask[rows, columns].astype(np.uint8)
-        strokes = ndimage.maximum_filter1d(ndimage.minimum_filter1d(around, tall, axis=0), tall, axis=0) > 0
+        strokes = ndimage.minimum_filter1d(around, tall, axis=0, mode="constant")
+        strokes = ndimage.maximum_filter1d(strokes, tall, axis=0) > 0
         drawn = np.zeros(around.shape, bool)
         drawn[top - rows.start:bottom - rows.start] = line.image
         mask[rows, columns] &= ~ndimage.binary_dilation(drawn, np.ones((3, 1))) | strokes
