@@ -1,8 +1,8 @@
 """Read handwritten digits in photographs, scans and drawings with a network that knows MNIST only.
 
-The steps: `load_colours` → `missing_light` → `find_ink` → `remove_lines` → `clear_parts`, each of which becomes
-a `Mark` that the network classifies → `drop_frames` → `join_broken` → `split_touching` → `choose_marks` →
-`reading_order`.
+The steps, in the order of `prepare_digits`: load the colours, cover the table around a sheet, find the light that is
+missing, the ink, and in it lines, frames and the parts that may be digits; the network classifies each of these;
+join what is broken, split what touches, choose the marks of a digit's size, and order them.
 """
 
 import base64
@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
+from itertools import combinations
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from scipy.signal import find_peaks
 from scipy.spatial import cKDTree
 from skimage.filters import apply_hysteresis_threshold, rank, threshold_otsu
 from skimage.measure import label, regionprops
-from skimage.morphology import disk
+from skimage.morphology import convex_hull_image, disk
 from skimage.segmentation import clear_border
 from torch import Tensor, nn
 
@@ -41,17 +42,14 @@ def open_image(picture: Picture) -> Image.Image:
         picture = io.BytesIO(picture)
     if isinstance(picture, (str, os.PathLike)) or hasattr(picture, "read"):
         try:
-            image = Image.open(picture)
-            image.draft(None, (750, 750))  # of 12 megapixels, a JPEG is then decoded at 1008×756, which saves time
-            image.load()
+            picture = Image.open(picture)
+            picture.draft(None, (750, 750))  # of 12 megapixels, a JPEG is then decoded at 1008×756, which saves time
+            picture.load()
         except Image.UnidentifiedImageError as error:
             raise ValueError("Pillow cannot open this (nor HEIC or PDF): save it as JPEG or PNG") from error
         except (SyntaxError, EOFError, TypeError) as error:
             raise ValueError(f"the image is damaged, or open as text ({error})") from error
-    elif isinstance(picture, Image.Image):
-        image = picture
-    else:
-        image = array_image(picture)
+    image = picture if isinstance(picture, Image.Image) else array_image(picture)
     if not min(image.size):
         raise ValueError("the image has no pixels")
     with suppress(SyntaxError):  # of damaged EXIF data
@@ -63,7 +61,7 @@ def array_image(array: np.ndarray | Tensor) -> Image.Image:
     """An array or tensor of any usual layout and range as an image of 8 bits."""
     if isinstance(array, Tensor):
         array = array.detach().cpu().float().numpy()
-    pixels = np.asarray(array, dtype=None if hasattr(array, "dtype") else object)
+    pixels = np.asarray(array)
     while pixels.ndim > 2 and len(pixels) == 1:
         pixels = pixels[0]
     if pixels.ndim == 3 and len(pixels) == 3 and pixels.shape[2] > 4:
@@ -83,7 +81,7 @@ def array_image(array: np.ndarray | Tensor) -> Image.Image:
 def load_colours(picture: Picture) -> np.ndarray:
     """An image as float32 (3, H, W) in [0, 1]; a digit of 3 % of a photo's side still has 30 of its 1,000 pixels.
 
-    Behind what is transparent lies the mean of what is visible or, if that is the ink alone, black or white.
+    Behind what is transparent lies white, or black where what is visible is bright.
     """
     image = open_image(picture)
     scale = np.clip(max(image.size), 280, 1000) / max(image.size)
@@ -91,13 +89,8 @@ def load_colours(picture: Picture) -> np.ndarray:
     smooth = Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.BILINEAR
     image = image.convert("RGBA").resize(size, smooth, reducing_gap=2)
     *colours, opacity = np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / 255
-    if opacity.min() == 1:
-        return np.stack(colours)
-    weights = opacity / max(opacity.sum(), 1e-6)
-    visible = (colours * weights).sum(axis=(1, 2), keepdims=True)
-    spread = (abs(colours - visible).max(axis=0) * weights).sum()
-    ground = visible if opacity.mean() > 0.5 and spread > 0.02 else visible.mean() < 0.5
-    return (colours * opacity + ground * (1 - opacity)).astype(np.float32)
+    ground = np.average(colours, weights=np.stack(3 * [opacity + 1e-6])) < 0.5
+    return np.stack(colours) * opacity + ground * (1 - opacity)
 
 
 def resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -112,26 +105,31 @@ def shrink(image: np.ndarray, longer: int) -> np.ndarray:
 
 
 def cover_table(colours: np.ndarray) -> np.ndarray:
-    """Give the table around a light sheet that lies whole in the picture (3, H, W) the sheet's colour.
+    """Give what is around a light sheet in the picture (3, H, W), the table and a thumb, the sheet's colour.
 
-    The sheet is the large, convex part of the brighter half; white paper has light of all colours, wood has not.
+    The sheet is the convex middle of the brighter half, without what is narrower than half of it.
     """
-    small = shrink(colours.min(axis=0), 128)
+    small = shrink(colours.mean(axis=0), 128)
     if np.ptp(small) < 0.1:
         return colours
     bright = small > threshold_otsu(small)
-    part = max(regionprops(label(bright)), key=lambda part: part.area)
-    area = np.zeros(bright.shape, bool)
-    area[part.slice] = part.image_convex
-    inner = area[1:-1, 1:-1].sum() / area.sum()  # less for what lies along the picture's border
-    if area.mean() < 0.12 or area.all() or part.solidity < 0.85 or inner < 0.97:
+    inside = ndimage.distance_transform_edt(ndimage.binary_fill_holes(bright))
+    near = ndimage.distance_transform_edt(inside <= inside.max() / 2) < 0.7 * inside.max()
+    area = convex_hull_image(bright & near)
+    middle = ndimage.binary_erosion(area, iterations=4, border_value=1)
+    edge = area & ~middle
+    if area.mean() < 0.12 or bright[area].mean() < 0.85 or not edge.any():
         return colours
-    within = np.median(small[area & ~ndimage.binary_erosion(area, iterations=4)])
-    around = np.median(small[~area & ndimage.binary_dilation(area, iterations=4)])
-    if within < 1.3 * around:  # no edge, but light that fades
+    around = ~area & ndimage.binary_dilation(area, iterations=4)
+    contrast = np.median(small[edge]) / np.median(small[around])
+    border = np.pad(np.zeros(np.subtract(area.shape, 2), bool), 1, constant_values=True)
+    if contrast < (1.3 if area[border].mean() < 0.1 else 2):
         return colours
-    sheet = resize(ndimage.binary_erosion(area, iterations=2), colours.shape[1:]) > 0.5
-    return np.where(sheet, colours, np.median(colours[:, sheet], axis=1)[:, None, None])
+    inner = ndimage.binary_erosion(area, iterations=2, border_value=1)
+    nearest = ndimage.distance_transform_edt(~inner, return_distances=False, return_indices=True)
+    shape = colours.shape[1:]
+    filled = [resize(resize(channel, small.shape)[tuple(nearest)], shape) for channel in colours]
+    return np.where(resize(inner, shape) > 0.5, colours, filled)
 
 
 def find_ground(channel: np.ndarray, radius: int) -> np.ndarray:
@@ -152,12 +150,11 @@ def find_ground(channel: np.ndarray, radius: int) -> np.ndarray:
 def missing_light(colours: np.ndarray) -> np.ndarray:
     """The share of the paper's light that is missing at each pixel (H, W), or in excess where ink is the brighter.
 
-    The light is followed in discs wider than two strokes; wider ones where a bold digit fills the picture.
+    The light is followed in discs wider than two strokes; where a bold digit fills the picture it is taken as even.
     """
-    for radius in 34, 64:
-        share = light_difference(colours, [find_ground(channel, radius) for channel in colours])
-        if (share > 0.2).mean() < 0.08:
-            break
+    share = light_difference(colours, [find_ground(channel, 34) for channel in colours])
+    if (share > 0.2).mean() > 0.08:
+        share = light_difference(colours, [np.full((8, 8), np.median(channel)) for channel in colours])
     return ndimage.gaussian_filter(share, 1)
 
 
@@ -174,16 +171,17 @@ def light_difference(colours: np.ndarray, grounds: list[np.ndarray]) -> np.ndarr
     return share.clip(0, 1)
 
 
-def find_ink(share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The strength of the ink (H, W), 1 where it is the strongest nearby, and a mask (H, W) of where it is ink.
+def find_ink(share: np.ndarray) -> np.ndarray:
+    """A mask (H, W) of the ink: stronger than the paper's grain, and than a part of the strongest ink nearby.
 
-    Each mark has its own strength, so that a pencil is read beside a felt pen.
+    So pencil is read beside a felt pen, and a stroke's faint end (0.15) where it joins the rest of it (0.35).
     """
     side = max(share.shape)
-    strength = share / np.maximum(ndimage.maximum_filter(share, int(0.02 * side) * 2 + 1), 1e-3)
-    grain = ndimage.uniform_filter(np.minimum(share, 0.1), int(0.1 * side))
-    visible = share > np.maximum(0.05, 4 * grain)
-    return strength, apply_hysteresis_threshold(np.where(visible, strength, 0), 0.2, 0.35)
+    window = int(0.1 * side)
+    paper = share < 0.1
+    grain = ndimage.uniform_filter(share * paper, window) / ndimage.uniform_filter(paper * 1.0, window).clip(0.01)
+    strength = share / ndimage.maximum_filter(share, int(0.01 * side) * 2 + 1).clip(1e-3)
+    return apply_hysteresis_threshold(np.where(share > np.maximum(0.05, 5 * grain), strength, 0), 0.15, 0.35)
 
 
 def thickness(line) -> float:
@@ -197,7 +195,7 @@ def find_lines(mask: np.ndarray, span: float, thickest: float, length: float) ->
     thick = ndimage.maximum_filter1d(mask.astype(np.uint8), 3, axis=0)  # so that a line may lean a little
     runs = ndimage.maximum_filter1d(ndimage.minimum_filter1d(thick, length, axis=1), length, axis=1)
     lines = regionprops(label((runs > 0) & mask, connectivity=2))
-    return [line for line in lines if line.image.shape[1] >= span and thickness(line) <= thickest
+    return [line for line in lines if line.image.shape[1] >= max(span, length) and thickness(line) <= thickest
             and line.image.shape[0] <= thickness(line) + 0.08 * line.image.shape[1]]
 
 
@@ -209,22 +207,22 @@ def erase(mask: np.ndarray, lines: list) -> np.ndarray:
         tall = int(2 * thickness(line) + 2) | 1
         rows, columns = slice(max(0, top - tall), bottom + tall), slice(left, right)
         around = mask[rows, columns].astype(np.uint8)
-        strokes = ndimage.maximum_filter1d(ndimage.minimum_filter1d(around, tall, axis=0), tall, axis=0) > 0
+        strokes = ndimage.minimum_filter1d(around, tall, axis=0, mode="constant")
+        strokes = ndimage.maximum_filter1d(strokes, tall, axis=0) > 0
         drawn = np.zeros(around.shape, bool)
         drawn[top - rows.start:bottom - rows.start] = line.image
         mask[rows, columns] &= ~ndimage.binary_dilation(drawn, np.ones((3, 1))) | strokes
     return mask
 
 
-def remove_lines(mask: np.ndarray) -> tuple[np.ndarray, float]:
-    """A mask (H, W) without the lines that begin at an edge of the image, and the thickness of these lines."""
-    side, thick = max(mask.shape), [0.0]
+def remove_lines(mask: np.ndarray) -> np.ndarray:
+    """A mask (H, W) without the lines that begin at an edge of the image."""
+    side = max(mask.shape)
     for _ in range(2):  # horizontal, then vertical lines
         lines = find_lines(mask, 0.1 * side, 0.015 * side + 2, 0.1 * side)
-        lines = [line for line in lines if line.bbox[1] < 3 or line.bbox[3] > mask.shape[1] - 3]
-        thick += [thickness(line) for line in lines if line.image.shape[1] > 0.8 * mask.shape[1]]
-        mask = erase(mask, lines).T
-    return mask, float(np.median(thick[1:] or thick))
+        near, far = 0.02 * side, mask.shape[1] - 0.02 * side
+        mask = erase(mask, [line for line in lines if line.bbox[1] < near or line.bbox[3] > far]).T
+    return mask
 
 
 def stroke_width(mask: np.ndarray) -> float:
@@ -234,28 +232,74 @@ def stroke_width(mask: np.ndarray) -> float:
     return 2 * solid.sum() / (steps * np.pi / 4)  # over all directions, steps are longer than a line by 4 / π
 
 
-def clear_parts(mask: np.ndarray, share: np.ndarray, lines: float) -> list:
+def frame_lines(image: np.ndarray) -> tuple[list, list]:
+    """The horizontal and the vertical lines of a box, a comb or a table; none of the latter without the former."""
+    height, width = image.shape
+    across = find_lines(image, 0.8 * width, 0.06 * max(image.shape), width / 8)
+    if not across:
+        return [], []
+    tall = height * (0.8 if len(across) > 1 else 0.35)  # the teeth of a comb are short
+    thickest = 2 * max(map(thickness, across))
+    down = find_lines(image.T, tall, thickest, tall / 6)
+    first, last = across[0].bbox[2] + thickest, across[-1].bbox[0] - thickest
+    return across, [line for line in down if line.bbox[1] < first or line.bbox[3] > last]
+
+
+def is_ring(frame, mark) -> bool:
+    """Whether a region lies in the hole of another, which may have a small gap, and not near its line."""
+    gap = max(frame.image.shape) // 12
+    distance = np.pad(ndimage.distance_transform_edt(~np.pad(frame.image, 1)), gap, mode="reflect")
+    holes = ndimage.binary_fill_holes(distance <= gap) & (distance > gap)
+    return bool(holes[tuple(np.add(mark.centroid, gap + 1 - np.array(frame.bbox[:2])).astype(int))])
+
+
+def remove_frames(mask: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """A mask (H, W) without boxes, circles, combs, tables and printed rules, but with what is written in or on them.
+
+    A box, a comb or a table has three straight lines from end to end, or more, and something in it, or on its lines;
+    a circle is closed round a mark that is not fainter; a rule is thinner than a pen's line of its length.
+    """
+    regions = regionprops(label(ndimage.binary_dilation(mask)) * mask, intensity_image=share)
+    regions = [region for region in regions if max(region.image.shape) > max(11, 0.02 * max(mask.shape))]
+    mask = mask.copy()
+    for frame in sorted(regions, key=lambda region: -max(region.image.shape))[:20]:
+        top, left, bottom, right = frame.bbox
+        size = max(frame.image.shape)
+        held = [region for region in regions if top < region.centroid[0] < bottom and left < region.centroid[1] < right
+                and 0.06 * size < max(region.image.shape) < size and region.intensity_max > 0.3 * frame.intensity_max]
+        across, down = frame_lines(frame.image)
+        if not across and len(regions) > 1:
+            down = find_lines(frame.image.T, 0.9 * size, 0.02 * size + 1, size / 8)
+        rest = erase(erase(frame.image, across).T, down).T
+        largest = max([max(piece.image.shape) for piece in regionprops(label(rest))], default=0)
+        is_box = len(down) > 1 and (held or (len(across) + len(down) > 3 and largest > 0.15 * size))
+        is_rule = len(across + down) == 1 and thickness((across + down)[0]) <= 0.02 * size + 1 and largest < 0.6 * size
+        if is_box or is_rule:
+            mask[frame.slice] &= ~frame.image | rest
+        elif any(max(region.image.shape) > 0.3 * min(frame.image.shape) and is_ring(frame, region) for region in held):
+            mask[frame.slice] &= ~frame.image
+    return mask
+
+
+def find_parts(mask: np.ndarray, share: np.ndarray) -> list:
     """The connected parts of the ink that may be digits, as regions.
 
-    What touches the image's edge is something else, unless it fills the image: a digit that is cut off. Dust is
-    smaller; the rest of a ruled line is as thin as the `lines`; dots, creases and the back of the page are fainter
-    (0.15 of the strongest; pencil beside a pen has 0.5); the end of a shadow is less sharp.
+    What touches the image's edge is something else, unless it alone is there: a digit that is cut off. Dust is
+    smaller; dots, creases and the back of the page are fainter (0.15 of the strongest; pencil beside a pen has 0.5);
+    the end of a shadow is less sharp (0.06 of its depth a pixel; a digit of 28 pixels, enlarged tenfold, has 0.08).
     """
+    side = max(mask.shape)
     labels = label(ndimage.binary_dilation(mask, iterations=3)) * mask  # gaps of six pixels do not divide
+    inside = np.unique(clear_border(labels, buffer_size=side // 200))
     parts = [part for part in regionprops(labels, intensity_image=share)
-             if max(part.image.shape) >= max(12, 0.02 * max(mask.shape)) and min(part.image.shape) >= 2.5 * lines]
-    parts = [part for part in parts if stroke_width(part.image) > 0.006 * max(part.image.shape)]  # the rest are creases
-    inside = np.unique(clear_border(labels, buffer_size=max(mask.shape) // 300))
-    whole = [part for part in parts if part.label in inside]
-    cut = [part for part in parts if part.label not in inside and part.area_bbox > 0.4 * mask.size]
-    longest_cut, longest = (max([max(part.image.shape) for part in some], default=0) for some in (cut, whole))
-    parts = cut if longest < longest_cut / 3 else whole
+             if max(part.image.shape) > max(11, 0.02 * side)]
+    cut_off = [part for part in parts if part.area_bbox > 0.4 * mask.size]
+    parts = [part for part in parts if part.label in inside] or cut_off
     parts = sorted(parts, key=lambda part: -max(part.image.shape))[:100]  # a screen or a carpet has no end of them
-    strong = [np.percentile(part.image_intensity[part.image], 90) for part in parts]
-    parts = [part for part, value in zip(parts, strong, strict=True) if value > 0.2 * max(strong)]
+    strongest = max([part.intensity_max for part in parts], default=0)
     slope = ndimage.gaussian_gradient_magnitude(share, 1)
-    sharp = [np.percentile(slope[part.slice][part.image], 90) / part.intensity_max for part in parts]
-    return [part for part, value in zip(parts, sharp, strict=True) if value > max(0.04, 0.5 * max(sharp))]
+    return [part for part in parts if part.intensity_max > 0.2 * strongest
+            and np.percentile(slope[part.slice][part.image], 90) > 0.065 * part.intensity_max]
 
 
 def centre(image: np.ndarray) -> np.ndarray:
@@ -276,7 +320,7 @@ def to_mnist(ink: np.ndarray) -> np.ndarray:
     At 80 pixels the outline is moved until strokes are 2.3 to 3.4 of 20 pixels wide: the usual widths in MNIST.
     """
     ink = ndimage.maximum_filter(ink, max(1, max(ink.shape) // 80))  # so that thin lines are not lost
-    solid = np.pad(shrink(ink, 80) > 0.35, 16)
+    solid = np.pad(shrink(ink, 80) > 0.5, 16)
     if not solid.any():
         return np.zeros((28, 28), np.float32)
     width = stroke_width(solid)
@@ -312,13 +356,14 @@ def stored_network() -> nn.Module:
     return load_run(ROOT / "S6_MNIST.pt")[0]
 
 
-def read_mark(strength: np.ndarray, model: nn.Module, pixels: np.ndarray) -> Mark:
-    """Classify these pixels (n, 2) of a picture whose ink has this strength (H, W)."""
+def read_mark(share: np.ndarray, model: nn.Module, pixels: np.ndarray) -> Mark:
+    """Classify these pixels (n, 2) of a picture with this missing light (H, W)."""
     top, left = pixels.min(axis=0).tolist()
     bottom, right = (pixels.max(axis=0) + 1).tolist()
     mask = np.zeros((bottom - top, right - left), bool)
     mask[pixels[:, 0] - top, pixels[:, 1] - left] = True
-    ink = (strength[top:bottom, left:right] * ndimage.binary_dilation(mask)).astype(np.float32)
+    ink = (share[top:bottom, left:right] * ndimage.binary_dilation(mask)).astype(np.float32)
+    ink /= ndimage.maximum_filter(ink, int(2 * stroke_width(mask)) + 1).clip(1e-3)  # 1 along the middle of a stroke
     digit = to_mnist(ink)
     images = normalise(torch.from_numpy(digit).view(1, *IMAGE_SHAPE))
     probabilities = predict(model, [(images, torch.zeros(1))])[0][0].softmax(0).cpu()
@@ -326,92 +371,53 @@ def read_mark(strength: np.ndarray, model: nn.Module, pixels: np.ndarray) -> Mar
                 probabilities.max().item(), max(mask.shape))
 
 
-def find_held(frame: Mark, marks: list[Mark]) -> tuple[list[Mark], list[Mark]]:
-    """The marks whose middle is in a frame's box, and those of them that lie in a hole of it and are large."""
-    holes = ndimage.binary_fill_holes(frame.mask) & ~frame.mask
-    height, width = frame.mask.shape
-    held, enclosed = [], []
-    for mark in marks:
-        row, column = (mark.top + mark.bottom) // 2 - frame.top, (mark.left + mark.right) // 2 - frame.left
-        if 0 <= row < height and 0 <= column < width and 0.06 * frame.size < mark.size < frame.size:
-            held.append(mark)
-            if holes[row, column] and mark.size > 0.3 * min(frame.mask.shape):
-                enclosed.append(mark)
-    return held, enclosed
-
-
-def frame_lines(mask: np.ndarray) -> tuple[list, list]:
-    """The horizontal and the vertical lines of a box, a comb or a table; none of the latter without the former."""
-    height, width = mask.shape
-    across = find_lines(mask, 0.8 * width, 0.06 * max(mask.shape), width / 8)
-    if not across:
-        return [], []
-    tall = height * (0.7 if len(across) > 1 else 0.35)  # the teeth of a comb are short
-    return across, find_lines(mask.T, tall, 2 * max(map(thickness, across)), tall / 6)
-
-
-def drop_frames(marks: list[Mark], read: Reader) -> list[Mark]:
-    """Take away boxes, circles, combs and tables, and keep what is written in them, or over their lines.
-
-    A circle has a mark in its hole. A box, a comb or a table has three straight lines from end to end or more, and
-    there are marks in it or, as it touches the only one, the network is not sure of it: then its lines are erased.
-    """
-    result = list(marks)
-    for frame in sorted(marks, key=lambda mark: -mark.size):
-        held, enclosed = find_held(frame, result)
-        across, down = frame_lines(frame.mask)
-        if len(down) > 1 and (held or len(across) + len(down) > 3 or frame.sure < 0.95):
-            rest = label(erase(erase(frame.mask, across).T, down).T)
-            least = 0.5 * max([mark.size for mark in held], default=0.2 * frame.size)
-            pieces = [read(np.add(part.coords, (frame.top, frame.left)))
-                      for part in regionprops(rest) if max(part.image.shape) > least]
-            pieces = join_broken(pieces, read)
-            if held or max([piece.sure for piece in pieces], default=0) > frame.sure:
-                result = [mark for mark in result if mark is not frame] + pieces
-        elif enclosed:
-            result = [mark for mark in result if mark is not frame]
-            both = read(np.concatenate([frame.pixels, enclosed[0].pixels]))
-            if enclosed[0].probabilities.argmax() == 1 and both.probabilities.argmax() == 0:  # the slash in a zero
-                result = [mark for mark in result if mark is not enclosed[0]] + [both]
-    return result
-
-
 def join_broken(marks: list[Mark], read: Reader) -> list[Mark]:
     """Join marks that are near each other where the network is no less sure of both together."""
     marks = sorted(marks, key=lambda mark: -mark.size)
-    index = 0
-    while index < len(marks):
-        first = marks[index]
-        index += 1
-        for second in marks[index:]:
-            height = max(first.bottom, second.bottom) - min(first.top, second.top)
-            width = max(first.right, second.right) - min(first.left, second.left)
-            size = max(height, width)
-            if width > 1.5 * height or size > 2 * first.size:
-                continue
-            reach = 0.3 if min(first.sure, second.sure) < 0.9 else 0.05
-            if cKDTree(first.pixels).query(second.pixels)[0].min() > reach * size:
-                continue
+    for first, second in combinations(marks, 2):
+        if may_be_one(first, second):
             both = read(np.concatenate([first.pixels, second.pixels]))
-            if both.sure > max(first.sure, second.sure) - 0.05:
-                marks = [both if mark is first else mark for mark in marks if mark is not second]
-                index -= 1
-                break
+            if both.sure > max(first.sure, second.sure) - 0.03:
+                return join_broken([both, *(mark for mark in marks if mark is not first and mark is not second)], read)
     return marks
 
 
+def may_be_one(first: Mark, second: Mark) -> bool:
+    """Whether two marks are near enough; pieces of which the network is unsure, or small ones, may be further apart."""
+    height = max(first.bottom, second.bottom) - min(first.top, second.top)
+    width = max(first.right, second.right) - min(first.left, second.left)
+    size = max(height, width)
+    if width > 1.3 * height or size > 2 * first.size:
+        return False
+    is_piece = max(first.sure, second.sure) < 0.9 or second.size < 0.5 * first.size
+    return cKDTree(first.pixels).query(second.pixels)[0].min() < (0.3 if is_piece else 0.1) * size
+
+
 def split_touching(mark: Mark, read: Reader) -> list[Mark]:
-    """Cut a wide mark where there is little ink, so that the product of the pieces' probabilities is largest."""
+    """Cut a wide mark where there is little ink, upright or aslant, where the network is surer of the pieces."""
     height, width = mark.mask.shape
-    if width < max(20, 0.8 * height) or mark.sure > 0.999:
+    if width < 0.8 * height or height < 3 * stroke_width(mark.mask):  # narrow, or a bar
         return [mark]
-    ink = ndimage.uniform_filter1d(mark.mask.sum(axis=0).astype(float), 3)
+    best, pieces = mark.sure, [mark]
+    for slant in (-0.4, 0, 0.4) if width > 1.1 * height else (0,):  # columns to the right for each row
+        columns = np.round(mark.pixels[:, 1] + slant * mark.pixels[:, 0]).astype(int)
+        score, cut = best_cuts(mark, columns - columns.min(), read)
+        if score > best:
+            best, pieces = score, cut
+    return pieces
+
+
+def best_cuts(mark: Mark, columns: np.ndarray, read: Reader) -> tuple[float, list[Mark]]:
+    """The largest product of the pieces' probabilities, and the pieces, of a mark whose pixels lie in these columns."""
+    height, width = mark.mask.shape
+    ink = ndimage.uniform_filter1d(np.bincount(columns).astype(float), 3)
     cuts, _ = find_peaks(-ink, height=-3 * stroke_width(mark.mask), distance=max(1, height // 8))
+    if width < 1.3 * height:  # two digits that touch are held by one stroke, the halves of one by more
+        cuts = [cut for cut in cuts if np.all(np.diff(np.sort(mark.pixels[columns == cut, 0])) == 1)]
     best = {0: (1.0, [])}  # up to each cut: the product, and the pieces
-    for end in [*cuts, width]:
+    for end in [*cuts, len(ink)]:
         options = []
         for start, (score, pieces) in best.items():
-            columns = mark.pixels[:, 1] - mark.left
             pixels = mark.pixels[(columns >= start) & (columns < end)]
             tall, wide = np.ptp(pixels, axis=0) + 1
             if tall > max(0.5 * height, 0.8 * wide):
@@ -419,17 +425,13 @@ def split_touching(mark: Mark, read: Reader) -> list[Mark]:
                 options.append((score * piece.sure, [*pieces, piece]))
         if options:
             best[end] = max(options, key=lambda option: option[0])
-    score, pieces = best.get(width, (0, []))
-    return pieces if score > mark.sure else [mark]
+    return best.get(len(ink), (0, []))
 
 
 def choose_marks(marks: list[Mark]) -> list[Mark]:
-    """The marks of a digit's size, as the largest shows of which the network is sure; and no rules."""
-    upright = [mark for mark in marks if mark.right - mark.left > 0.2 * (mark.bottom - mark.top)]
-    usual = max(upright or marks, key=lambda mark: mark.size * mark.sure, default=None)
-    marks = [mark for mark in marks if mark.size > 0.35 * usual.size]
-    if upright:
-        marks = [mark for mark in marks if mark.mask.shape[1] > 0.2 * mark.size or mark.size < 1.6 * usual.size]
+    """The marks of a digit's size, as the largest shows of which the network is sure; and no bars."""
+    usual = max([mark.size * mark.sure for mark in marks], default=0)
+    marks = [mark for mark in marks if mark.size > 0.35 * usual]
     return [mark for mark in marks if mark.right - mark.left < 3 * (mark.bottom - mark.top)]
 
 
@@ -467,11 +469,12 @@ def prepare_digits(image: Picture, model: nn.Module | None = None) -> tuple[list
     """
     colours = load_colours(image)
     share = missing_light(cover_table(colours))
-    strength, ink = find_ink(share)
-    ink, lines = remove_lines(ink)
-    read = partial(read_mark, strength, stored_network() if model is None else model)
-    marks = [read(part.coords) for part in clear_parts(ink, share, lines)]
-    marks = join_broken(drop_frames(marks, read), read)
+    ink = find_ink(share)
+    ink = remove_lines(ink)
+    read = partial(read_mark, share, stored_network() if model is None else model)
+    ink = remove_frames(ink, share)
+    marks = [read(part.coords) for part in find_parts(ink, share)]
+    marks = join_broken(marks, read)
     marks = [piece for mark in marks for piece in split_touching(mark, read)]
     marks = reading_order(choose_marks(marks))
     if not marks:
@@ -481,9 +484,10 @@ def prepare_digits(image: Picture, model: nn.Module | None = None) -> tuple[list
 
 
 def the_digit(marks: list[Mark]) -> Mark:
-    """The one mark, or the only one of which the network is sure; ValueError says how many there are."""
+    """The one mark, or the only one of which the network is sure, if it is the largest; ValueError says how many."""
     sure = [mark for mark in marks if mark.sure > 0.8]
-    if len(marks) > 1 and len(sure) != 1:
+    largest = max(mark.size for mark in marks)
+    if len(marks) > 1 and (len(sure) != 1 or sure[0].size < 0.8 * largest):
         raise ValueError(f"{len(marks)} digits: cut out one of them, or call predict_digits, which classifies each")
     return sure[0] if len(sure) == 1 else marks[0]
 

@@ -15,7 +15,7 @@ import io
 import json
 import math
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from difflib import SequenceMatcher
 from pathlib import Path
 
@@ -86,8 +86,9 @@ def photograph(digits: list[np.ndarray], rng: np.random.Generator, pen: str = "m
                jpeg: int = 92, clear: bool = False, margin: float | None = None, ground: tuple = (236, 234, 228)
                ) -> Image.Image:
     """One picture of the digits side by side, each (28, 28) in [0, 1]; the keywords say what is in it."""
-    page, size = Image.new("L", (SIDE, SIDE)), int(SIDE * rng.uniform(0.25, 0.42))
-    left, top = (int(place) for place in rng.uniform(0.08, 0.14, 2) * SIDE)
+    page = Image.new("L", (SIDE, SIDE))
+    size = int(SIDE * rng.uniform(0.25, 0.42))
+    left, top = rng.integers(50, 85, 2).tolist()
     for digit in digits:
         ink = draw_digit(digit, size, PENS[pen][1])
         ink = ink.crop(ink.getbbox())
@@ -95,8 +96,7 @@ def photograph(digits: list[np.ndarray], rng: np.random.Generator, pen: str = "m
         left += ink.width + size // 4
     ink_box = page.getbbox()
     if box:
-        gap = size // 6
-        outline = [ink_box[0] - gap, ink_box[1] - gap, ink_box[2] + gap, ink_box[3] + gap]
+        outline = np.add(ink_box, [-40, -40, 40, 40]).tolist()
         ImageDraw.Draw(page).rectangle(outline, outline=255, width=int(rng.integers(3, 9)))
     if clear:
         picture = Image.new("RGB", page.size, PENS[pen][0])
@@ -201,21 +201,22 @@ def measure_folder(folder: Path, sheet: Path) -> dict:
     table = folder / "SOURCES.tsv"
     rows = list(csv.DictReader(table.open(encoding="utf-8"), delimiter="\t")) if table.exists() else []
     kinds = {row["file"]: row["kind"] for row in rows}
-    paths = sorted(path for path in folder.glob("*/*") if path.parent.name in {"several", *"0123456789"})
-    counts, failures = {}, []
-    for path in tqdm(paths, file=sys.stdout, leave=False):
+    counts = defaultdict(lambda: defaultdict(Counter))
+    failures = []
+    for path in tqdm(sorted(folder.glob("*/*")), file=sys.stdout, leave=False):
         label = path.parent.name
         if label == "several":
             label = path.stem.rsplit("-is-", 1)[1].replace("-", "")
-            names, judged = ["several"], {"predict_digits": judge_several(path, label)}
+            count, said = judge_several(path, label)
+            counts["several"]["predict_digits"].update(count)
+        elif label in list("0123456789"):
+            count, said = judge_one(predict_digit, path, int(label))
+            simple, _ = judge_one(predict_simply, path, int(label))
+            for kind in "all", kinds.get(path.relative_to(folder).as_posix(), "single digit"):
+                counts[kind]["predict_digit"].update(count)
+                counts[kind]["predict_simply"].update(simple)
         else:
-            names = ["all", kinds.get(path.relative_to(folder).as_posix(), "single digit")]
-            judged = {method.__name__: judge_one(method, path, int(label))
-                      for method in (predict_digit, predict_simply)}
-        for name in names:
-            for method, (count, _) in judged.items():
-                counts.setdefault(name, {}).setdefault(method, Counter()).update(count)
-        count, said = next(iter(judged.values()))
+            continue
         if not count["whole"] and not count["right_and_sure"]:
             failures.append((path, f"{label}: {said}"))
     draw_sheet(failures, sheet)
@@ -230,10 +231,9 @@ def measure_simulated(number: int) -> dict:
     with torch.no_grad():
         right = stored_network()(normalise(images.float() / 255)).argmax(1) == labels
     images, labels = images[right, 0].numpy() / np.float32(255), labels[right].numpy()
-    counts = {}
+    counts = defaultdict(lambda: defaultdict(Counter))
     for kind, settings in tqdm((KINDS | NO_DIGIT).items(), file=sys.stdout, leave=False):
         rng = np.random.default_rng(list(kind.encode()))
-        counts[kind] = {method.__name__: Counter() for method in (predict_digit, predict_simply)}
         for _ in range(number):
             options = dict(settings)
             chosen = rng.integers(0, len(images), options.pop("count", int(kind in KINDS)))
