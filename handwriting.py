@@ -171,8 +171,8 @@ def light_difference(colours: np.ndarray, grounds: list[np.ndarray]) -> np.ndarr
     return share.clip(0, 1)
 
 
-def find_ink(share: np.ndarray) -> np.ndarray:
-    """A mask (H, W) of the ink: stronger than the paper's grain, and than a part of the strongest ink nearby.
+def find_ink(share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Masks (H, W) of what is stronger than the paper's grain, and of the ink: than a part of the strongest nearby.
 
     So pencil is read beside a felt pen, and a stroke's faint end (0.15) where it joins the rest of it (0.35).
     """
@@ -181,7 +181,8 @@ def find_ink(share: np.ndarray) -> np.ndarray:
     paper = share < 0.1
     grain = ndimage.uniform_filter(share * paper, window) / ndimage.uniform_filter(paper * 1.0, window).clip(0.01)
     strength = share / ndimage.maximum_filter(share, int(0.01 * side) * 2 + 1).clip(1e-3)
-    return apply_hysteresis_threshold(np.where(share > np.maximum(0.05, 5 * grain), strength, 0), 0.15, 0.35)
+    visible = share > np.maximum(0.05, 5 * grain)
+    return visible, apply_hysteresis_threshold(np.where(visible, strength, 0), 0.15, 0.35)
 
 
 def thickness(line) -> float:
@@ -215,14 +216,15 @@ def erase(mask: np.ndarray, lines: list) -> np.ndarray:
     return mask
 
 
-def remove_lines(mask: np.ndarray) -> np.ndarray:
-    """A mask (H, W) without the lines that begin at an edge of the image."""
-    side = max(mask.shape)
+def remove_lines(ink: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    """The ink (H, W) without the lines that begin at an edge of the image, and go on in all that is visible (H, W)."""
+    side = max(ink.shape)
     for _ in range(2):  # horizontal, then vertical lines
-        lines = find_lines(mask, 0.1 * side, 0.015 * side + 2, 0.1 * side)
-        near, far = 0.02 * side, mask.shape[1] - 0.02 * side
-        mask = erase(mask, [line for line in lines if line.bbox[1] < near or line.bbox[3] > far]).T
-    return mask
+        lines = find_lines(visible, 0.1 * side, 0.015 * side + 2, 0.1 * side)
+        near, far = 0.02 * side, ink.shape[1] - 0.02 * side
+        ink = erase(ink, [line for line in lines if line.bbox[1] < near or line.bbox[3] > far]).T
+        visible = visible.T
+    return ink
 
 
 def stroke_width(mask: np.ndarray) -> float:
@@ -469,8 +471,8 @@ def prepare_digits(image: Picture, model: nn.Module | None = None) -> tuple[list
     """
     colours = load_colours(image)
     share = missing_light(cover_table(colours))
-    ink = find_ink(share)
-    ink = remove_lines(ink)
+    visible, ink = find_ink(share)
+    ink = remove_lines(ink, visible)
     read = partial(read_mark, share, stored_network() if model is None else model)
     ink = remove_frames(ink, share)
     marks = [read(part.coords) for part in find_parts(ink, share)]
