@@ -262,7 +262,7 @@ def remove_frames(mask: np.ndarray, share: np.ndarray) -> np.ndarray:
         down = []
         if across:
             tall = (bottom - top) * (0.8 if len(across) > 1 else 0.35)  # the teeth of a comb are short
-            down = find_lines(frame.image.T, tall, 0.06 * size, (bottom - top) / 8)
+            down = find_lines(frame.image.T, tall, 0.06 * size, tall / 6)
         elif len(regions) > 1:
             down = find_lines(frame.image.T, 0.9 * size, 0.02 * size + 1, size / 8)
         rest = erase(erase(frame.image, across).T, down).T
@@ -384,7 +384,7 @@ def may_be_one(first: Mark, second: Mark) -> bool:
     height = max(first.bottom, second.bottom) - min(first.top, second.top)
     width = max(first.right, second.right) - min(first.left, second.left)
     size = max(height, width)
-    if width > 1.3 * height:
+    if width > 1.3 * height or size > 2 * first.size:
         return False
     is_piece = max(first.sure, second.sure) < 0.9 or second.size < 0.5 * first.size
     return cKDTree(first.pixels).query(second.pixels)[0].min() < (0.3 if is_piece else 0.1) * size
@@ -396,7 +396,7 @@ def split_touching(mark: Mark, read: Callable) -> list[Mark]:
     if width < 0.8 * height:
         return [mark]
     best, pieces = mark.sure, []
-    for slant in (-0.4, 0, 0.4):  # columns to the right for each row
+    for slant in (-0.4, 0, 0.4) if width > 1.1 * height else (0,):  # columns to the right for each row
         columns = np.round(mark.pixels[:, 1] + slant * mark.pixels[:, 0]).astype(int)
         columns -= columns.min()
         ink = ndimage.uniform_filter1d(np.bincount(columns).astype(float), 3)
