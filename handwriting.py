@@ -391,25 +391,38 @@ def may_be_one(first: Mark, second: Mark) -> bool:
 
 
 def split_touching(mark: Mark, read: Callable) -> list[Mark]:
-    """Cut a wide mark where there is little ink, upright or aslant, if the network is surer of both pieces."""
+    """Cut a wide mark where there is little ink, upright or aslant, where the network is surer of the pieces."""
     height, width = mark.ink.shape
     if width < 0.8 * height:
         return [mark]
-    best, pieces = mark.sure, []
+    best, pieces = mark.sure, [mark]
     for slant in (-0.4, 0, 0.4) if width > 1.1 * height else (0,):  # columns to the right for each row
         columns = np.round(mark.pixels[:, 1] + slant * mark.pixels[:, 0]).astype(int)
-        columns -= columns.min()
-        ink = ndimage.uniform_filter1d(np.bincount(columns).astype(float), 3)
-        cuts, _ = find_peaks(-ink, height=-0.4 * height, distance=max(1, height // 8))
-        for cut in cuts:
-            stroke = np.sort(mark.pixels[columns == cut, 0])
-            sides = [mark.pixels[columns < cut], mark.pixels[columns >= cut]]
-            one_stroke = np.all(np.diff(stroke) == 1)  # holds two digits that touch; the halves of one are held by more
-            if (one_stroke or width > 1.3 * height) and min(np.ptp(side[:, 0]) for side in sides) > 0.5 * height:
-                halves = [read(side) for side in sides]
-                if halves[0].sure * halves[1].sure > best:
-                    best, pieces = halves[0].sure * halves[1].sure, halves
-    return [piece for half in pieces for piece in split_touching(half, read)] or [mark]
+        score, cut = best_cuts(mark, columns - columns.min(), read)
+        if score > best:
+            best, pieces = score, cut
+    return pieces
+
+
+def best_cuts(mark: Mark, columns: np.ndarray, read: Callable) -> tuple[float, list[Mark]]:
+    """The largest product of the pieces' probabilities, and the pieces, of a mark whose pixels lie in these columns."""
+    height, width = mark.ink.shape
+    ink = ndimage.uniform_filter1d(np.bincount(columns).astype(float), 3)
+    cuts, _ = find_peaks(-ink, height=-0.4 * height, distance=max(1, height // 8))
+    if width < 1.3 * height:  # two digits that touch are held by one stroke, the halves of one by more
+        cuts = [cut for cut in cuts if np.all(np.diff(np.sort(mark.pixels[columns == cut, 0])) == 1)]
+    best = {0: (1.0, [])}  # up to each cut: the product, and the pieces
+    for end in [*cuts, len(ink)]:
+        options = []
+        for start, (score, pieces) in best.items():
+            pixels = mark.pixels[(columns >= start) & (columns < end)]
+            tall, wide = np.ptp(pixels, axis=0) + 1
+            if tall > max(0.5 * height, 0.8 * wide):
+                piece = read(pixels)
+                options.append((score * piece.sure, [*pieces, piece]))
+        if options:
+            best[end] = max(options, key=lambda option: option[0])
+    return best.get(len(ink), (0, []))
 
 
 def choose_marks(marks: list[Mark]) -> list[Mark]:
