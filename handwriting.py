@@ -21,15 +21,16 @@ from scipy import ndimage
 from scipy.signal import find_peaks
 from scipy.spatial import cKDTree
 from skimage.filters import apply_hysteresis_threshold, rank, threshold_otsu
-from skimage.measure import label, regionprops
-from skimage.morphology import convex_hull_image, disk
-from skimage.segmentation import clear_border
+from skimage.measure import label, perimeter_crofton, regionprops
+from skimage.morphology import convex_hull_image, disk, isotropic_dilation
 from torch import Tensor, nn
 
 from mnist import normalise
 from model import IMAGE_SHAPE
 from utils import ROOT, load_run, predict
 
+# a path, a `data:` URL, a file's bytes, an open file, a PIL image, or an array or tensor (H, W), (H, W, 1 to 4) or
+# (1 or 3, H, W), also with further sides of 1, of any usual range
 Picture = Image.Image | np.ndarray | Tensor | str | os.PathLike | bytes | BinaryIO
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in shares of the image's width and height
 
@@ -45,10 +46,8 @@ def open_image(picture: Picture) -> Image.Image:
             picture = Image.open(picture)
             picture.draft(None, (750, 750))  # of 12 megapixels, a JPEG is then decoded at 1008×756, which saves time
             picture.load()
-        except Image.UnidentifiedImageError as error:
-            raise ValueError("Pillow cannot open this (nor HEIC or PDF): save it as JPEG or PNG") from error
-        except (SyntaxError, EOFError, TypeError) as error:
-            raise ValueError(f"the image is damaged, or open as text ({error})") from error
+        except (Image.UnidentifiedImageError, SyntaxError, EOFError, TypeError) as error:
+            raise ValueError(f"not an image that Pillow can open, such as JPEG or PNG: {error}") from error
     image = picture if isinstance(picture, Image.Image) else array_image(picture)
     if not min(image.size):
         raise ValueError("the image has no pixels")
@@ -58,24 +57,21 @@ def open_image(picture: Picture) -> Image.Image:
 
 
 def array_image(array: np.ndarray | Tensor) -> Image.Image:
-    """An array or tensor of any usual layout and range as an image of 8 bits."""
+    """An array or tensor as an image; unless it has 8 bits, white is its largest value."""
     if isinstance(array, Tensor):
         array = array.detach().cpu().float().numpy()
-    pixels = np.asarray(array)
-    while pixels.ndim > 2 and len(pixels) == 1:
-        pixels = pixels[0]
+    pixels = np.squeeze(array)
     if pixels.ndim == 3 and len(pixels) == 3 and pixels.shape[2] > 4:
         pixels = pixels.transpose(1, 2, 0)
-    if not pixels.size or pixels.dtype.kind not in "buif" or pixels.ndim not in (2, 3) or pixels.shape[2:] > (4,):
+    if pixels.dtype.kind not in "buif" or pixels.ndim not in (2, 3) or pixels.shape[2:] > (4,):
         raise ValueError(f"a {type(array).__name__} of shape {pixels.shape} is not one image: give a path, PIL image, "
                          "or an array or tensor of shape (H, W), (H, W, 1 to 4) or (1 or 3, H, W)")
-    low, high = float(pixels.min()), float(pixels.max())
-    if not np.isfinite([low, high]).all():
+    if not np.isfinite(pixels).all():
         raise ValueError("the image has values that are not finite")
-    if low > -0.1:  # it is not normalised; a little more than 1 or 255 comes from interpolation
-        low, high = 0, next((top for top in (1, 255, 1023, 4095, 65535) if high <= 1.1 * top), high)
-    bytes_ = ((pixels.astype(np.float32) - low) * (255 / max(high - low, 1e-6))).clip(0, 255).astype(np.uint8)
-    return Image.fromarray(np.ascontiguousarray(bytes_[..., 0] if bytes_.shape[2:] == (1,) else bytes_))
+    if pixels.dtype != np.uint8:
+        pixels = pixels.astype(np.float32) - min(0, pixels.min())
+        pixels = (pixels * (255 / max(pixels.max(), 1e-6))).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(pixels))
 
 
 def load_colours(picture: Picture) -> np.ndarray:
@@ -89,8 +85,9 @@ def load_colours(picture: Picture) -> np.ndarray:
     smooth = Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.BILINEAR
     image = image.convert("RGBA").resize(size, smooth, reducing_gap=2)
     *colours, opacity = np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / 255
-    ground = np.average(colours, weights=np.stack(3 * [opacity + 1e-6])) < 0.5
-    return np.stack(colours) * opacity + ground * (1 - opacity)
+    colours = np.stack(colours) * opacity
+    behind = float(colours.mean() < 0.5 * opacity.mean())
+    return colours + behind * (1 - opacity)
 
 
 def resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -132,11 +129,12 @@ def cover_table(colours: np.ndarray) -> np.ndarray:
     return np.where(resize(inner, shape) > 0.5, colours, filled)
 
 
-def find_ground(channel: np.ndarray, radius: int) -> np.ndarray:
+def find_ground(channel: np.ndarray) -> np.ndarray:
     """The light (h, w) of the paper in a channel (H, W), of 128 pixels: the median in a disc, then of what is no ink.
 
-    A median follows the straight edge of a shadow.
+    The disc is wider than two strokes; a median follows the straight edge of a shadow.
     """
+    radius = 34
     small = (shrink(channel, 128).clip(0, 1) * 255 + 0.5).astype(np.uint8)
     padded = np.pad(small, radius, mode="symmetric")
     rough = rank.median(padded, disk(radius))
@@ -150,9 +148,9 @@ def find_ground(channel: np.ndarray, radius: int) -> np.ndarray:
 def missing_light(colours: np.ndarray) -> np.ndarray:
     """The share of the paper's light that is missing at each pixel (H, W), or in excess where ink is the brighter.
 
-    The light is followed in discs wider than two strokes; where a bold digit fills the picture it is taken as even.
+    Where a bold digit fills the picture, as in a drawing, the light is taken as even.
     """
-    share = light_difference(colours, [find_ground(channel, 34) for channel in colours])
+    share = light_difference(colours, [find_ground(channel) for channel in colours])
     if (share > 0.2).mean() > 0.08:
         share = light_difference(colours, [np.full((8, 8), np.median(channel)) for channel in colours])
     return ndimage.gaussian_filter(share, 1)
@@ -193,27 +191,22 @@ def thickness(line) -> float:
 def find_lines(mask: np.ndarray, span: float, thickest: float, length: float) -> list:
     """The thin, nearly horizontal lines in a mask (H, W), made of runs of `length` pixels, as regions."""
     length = max(int(length), 15) | 1
-    thick = ndimage.maximum_filter1d(mask.astype(np.uint8), 3, axis=0)  # so that a line may lean a little
-    runs = ndimage.maximum_filter1d(ndimage.minimum_filter1d(thick, length, axis=1), length, axis=1)
-    lines = regionprops(label((runs > 0) & mask, connectivity=2))
+    thick = ndimage.maximum_filter(mask, (3, 1))  # so that a line may lean a little
+    lines = regionprops(label(ndimage.grey_opening(thick, (1, length)) & mask))
     return [line for line in lines if line.image.shape[1] >= max(span, length) and thickness(line) <= thickest
             and line.image.shape[0] <= thickness(line) + 0.08 * line.image.shape[1]]
 
 
 def erase(mask: np.ndarray, lines: list) -> np.ndarray:
     """A mask (H, W) without these horizontal lines, but with the strokes that cross them."""
-    mask = mask.copy()
+    if not lines:
+        return mask
+    tall = int(2 * max(map(thickness, lines)) + 2) | 1
+    strokes = ndimage.grey_opening(mask, (tall, 1), mode="constant")
+    drawn = np.zeros_like(mask)
     for line in lines:
-        top, left, bottom, right = line.bbox
-        tall = int(2 * thickness(line) + 2) | 1
-        rows, columns = slice(max(0, top - tall), bottom + tall), slice(left, right)
-        around = mask[rows, columns].astype(np.uint8)
-        strokes = ndimage.minimum_filter1d(around, tall, axis=0, mode="constant")
-        strokes = ndimage.maximum_filter1d(strokes, tall, axis=0) > 0
-        drawn = np.zeros(around.shape, bool)
-        drawn[top - rows.start:bottom - rows.start] = line.image
-        mask[rows, columns] &= ~ndimage.binary_dilation(drawn, np.ones((3, 1))) | strokes
-    return mask
+        drawn[line.slice] |= line.image
+    return mask & (strokes | ~ndimage.binary_dilation(drawn, np.ones((3, 1))))
 
 
 def remove_lines(ink: np.ndarray, visible: np.ndarray) -> np.ndarray:
@@ -229,56 +222,58 @@ def remove_lines(ink: np.ndarray, visible: np.ndarray) -> np.ndarray:
 
 def stroke_width(mask: np.ndarray) -> float:
     """The mean width, in pixels, of the strokes in a mask: twice their area over the length of their outline."""
-    solid = np.pad(mask, 1)
-    steps = (solid[1:] != solid[:-1]).sum() + (solid[:, 1:] != solid[:, :-1]).sum()
-    return 2 * solid.sum() / (steps * np.pi / 4)  # over all directions, steps are longer than a line by 4 / π
-
-
-def frame_lines(image: np.ndarray) -> tuple[list, list]:
-    """The horizontal and the vertical lines of a box, a comb or a table; none of the latter without the former."""
-    height, width = image.shape
-    across = find_lines(image, 0.8 * width, 0.06 * max(image.shape), width / 8)
-    if not across:
-        return [], []
-    tall = height * (0.8 if len(across) > 1 else 0.35)  # the teeth of a comb are short
-    thickest = 2 * max(map(thickness, across))
-    down = find_lines(image.T, tall, thickest, tall / 6)
-    first, last = across[0].bbox[2] + thickest, across[-1].bbox[0] - thickest
-    return across, [line for line in down if line.bbox[1] < first or line.bbox[3] > last]
+    return 2 * mask.sum() / perimeter_crofton(mask, directions=2)
 
 
 def is_ring(frame, mark) -> bool:
     """Whether a region lies in the hole of another, which may have a small gap, and not near its line."""
-    gap = max(frame.image.shape) // 12
-    distance = np.pad(ndimage.distance_transform_edt(~np.pad(frame.image, 1)), gap, mode="reflect")
-    holes = ndimage.binary_fill_holes(distance <= gap) & (distance > gap)
-    return bool(holes[tuple(np.add(mark.centroid, gap + 1 - np.array(frame.bbox[:2])).astype(int))])
+    gap = longer_side(frame) // 12
+    thick = isotropic_dilation(np.pad(frame.image, gap), gap)
+    holes = ndimage.binary_fill_holes(thick) & ~thick
+    row, column = (int(place) + gap - start for place, start in zip(mark.centroid, frame.bbox[:2], strict=True))
+    return holes[row, column]
+
+
+def find_regions(mask: np.ndarray, share: np.ndarray, gap: int) -> list:
+    """The parts of a mask (H, W) that are larger than dust, the largest first; 2 · `gap` pixels do not divide them."""
+    labels = label(ndimage.binary_dilation(mask, iterations=gap)) * mask
+    regions = [region for region in regionprops(labels, intensity_image=share)
+               if longer_side(region) > max(11, 0.02 * max(mask.shape))]
+    return sorted(regions, key=longer_side, reverse=True)[:100]  # a screen or a carpet has no end of them
+
+
+def longer_side(region) -> int:
+    """The height or the width of a region's box."""
+    return max(region.image.shape)
 
 
 def remove_frames(mask: np.ndarray, share: np.ndarray) -> np.ndarray:
     """A mask (H, W) without boxes, circles, combs, tables and printed rules, but with what is written in or on them.
 
-    A box, a comb or a table has three straight lines from end to end, or more, and something in it, or on its lines;
-    a circle is closed round a mark that is not fainter; a rule is thinner than a pen's line of its length.
+    A box, a comb or a table has a straight line across, two or more down, and something in it, or on its lines; a
+    circle is closed round a mark; a rule is thinner than a pen's line of its length.
     """
-    regions = regionprops(label(ndimage.binary_dilation(mask)) * mask, intensity_image=share)
-    regions = [region for region in regions if max(region.image.shape) > max(11, 0.02 * max(mask.shape))]
+    regions = find_regions(mask, share, gap=1)
     mask = mask.copy()
-    for frame in sorted(regions, key=lambda region: -max(region.image.shape))[:20]:
+    for frame in regions[:20]:
         top, left, bottom, right = frame.bbox
-        size = max(frame.image.shape)
+        size = longer_side(frame)
         held = [region for region in regions if top < region.centroid[0] < bottom and left < region.centroid[1] < right
-                and 0.06 * size < max(region.image.shape) < size and region.intensity_max > 0.3 * frame.intensity_max]
-        across, down = frame_lines(frame.image)
-        if not across and len(regions) > 1:
+                and 0.06 * size < longer_side(region) < size]
+        across = find_lines(frame.image, 0.8 * (right - left), 0.06 * size, (right - left) / 8)
+        down = []
+        if across:
+            tall = (bottom - top) * (0.8 if len(across) > 1 else 0.35)  # the teeth of a comb are short
+            down = find_lines(frame.image.T, tall, 0.06 * size, tall / 6)
+        elif len(regions) > 1:
             down = find_lines(frame.image.T, 0.9 * size, 0.02 * size + 1, size / 8)
         rest = erase(erase(frame.image, across).T, down).T
-        largest = max([max(piece.image.shape) for piece in regionprops(label(rest))], default=0)
-        is_box = len(down) > 1 and (held or (len(across) + len(down) > 3 and largest > 0.15 * size))
+        largest = max(map(longer_side, regionprops(label(rest))), default=0)
+        is_box = across and len(down) > 1 and (held or largest > 0.15 * size)
         is_rule = len(across + down) == 1 and thickness((across + down)[0]) <= 0.02 * size + 1 and largest < 0.6 * size
         if is_box or is_rule:
             mask[frame.slice] &= ~frame.image | rest
-        elif any(max(region.image.shape) > 0.3 * min(frame.image.shape) and is_ring(frame, region) for region in held):
+        elif any(longer_side(region) > 0.3 * min(frame.image.shape) and is_ring(frame, region) for region in held):
             mask[frame.slice] &= ~frame.image
     return mask
 
@@ -286,34 +281,35 @@ def remove_frames(mask: np.ndarray, share: np.ndarray) -> np.ndarray:
 def find_parts(mask: np.ndarray, share: np.ndarray) -> list:
     """The connected parts of the ink that may be digits, as regions.
 
-    What touches the image's edge is something else, unless it alone is there: a digit that is cut off. Dust is
-    smaller; dots, creases and the back of the page are fainter (0.15 of the strongest; pencil beside a pen has 0.5);
-    the end of a shadow is less sharp (0.06 of its depth a pixel; a digit of 28 pixels, enlarged tenfold, has 0.08).
+    What touches the image's edge is something else, unless it alone is there: a digit that is cut off. Dots, creases
+    and the back of the page are fainter (0.15 of the strongest; pencil beside a pen has 0.5); the end of a shadow is
+    less sharp (0.06 of its depth a pixel; a digit of 28 pixels, enlarged tenfold, has 0.08).
     """
-    side = max(mask.shape)
-    labels = label(ndimage.binary_dilation(mask, iterations=3)) * mask  # gaps of six pixels do not divide
-    inside = np.unique(clear_border(labels, buffer_size=side // 200))
-    parts = [part for part in regionprops(labels, intensity_image=share)
-             if max(part.image.shape) > max(11, 0.02 * side)]
-    cut_off = [part for part in parts if part.area_bbox > 0.4 * mask.size]
-    parts = [part for part in parts if part.label in inside] or cut_off
-    parts = sorted(parts, key=lambda part: -max(part.image.shape))[:100]  # a screen or a carpet has no end of them
+    parts = find_regions(mask, share, gap=3)
+    near = max(mask.shape) // 200
+    inside = [part for part in parts
+              if min(part.bbox[:2]) > near and min(np.subtract(mask.shape, part.bbox[2:])) > near]
+    parts = inside or [part for part in parts if part.area_bbox > 0.4 * mask.size]
     strongest = max([part.intensity_max for part in parts], default=0)
     slope = ndimage.gaussian_gradient_magnitude(share, 1)
     return [part for part in parts if part.intensity_max > 0.2 * strongest
             and np.percentile(slope[part.slice][part.image], 90) > 0.065 * part.intensity_max]
 
 
-def centre(image: np.ndarray) -> np.ndarray:
-    """A digit's box (H, W) in MNIST's form (28, 28): 20 pixels high or wide, around its centre of mass.
+def centre(ink: np.ndarray) -> np.ndarray:
+    """The box of a digit's ink (H, W) in MNIST's form (28, 28): 20 pixels high or wide, around its centre of mass.
 
     So LeCun, Cortes and Burges describe it; on average MNIST's centres lie at 14.5.
     """
-    small = shrink(image, 20).clip(0, 1)
-    (height, width), middle = small.shape, ndimage.center_of_mass(small)
-    top, left = (int(np.clip(np.floor(14.5 - place), 0, 28 - length))
-                 for place, length in zip(middle, small.shape, strict=True))
-    return np.pad(small, [(top, 28 - height - top), (left, 28 - width - left)]).astype(np.float32)
+    box = ndimage.find_objects(ink > 0.5, max_label=1)[0]
+    if box is None:
+        raise ValueError("no digit: no ink")
+    small = shrink(ink[box], 20).clip(0, 1)
+    corner = np.floor(14.5 - np.array(ndimage.center_of_mass(small)))
+    top, left = corner.clip(0, 28 - np.array(small.shape)).astype(int)
+    image = np.zeros((28, 28), np.float32)
+    image[top:top + small.shape[0], left:left + small.shape[1]] = small
+    return image
 
 
 def to_mnist(ink: np.ndarray) -> np.ndarray:
@@ -323,14 +319,10 @@ def to_mnist(ink: np.ndarray) -> np.ndarray:
     """
     ink = ndimage.maximum_filter(ink, max(1, max(ink.shape) // 80))  # so that thin lines are not lost
     solid = np.pad(shrink(ink, 80) > 0.5, 16)
-    if not solid.any():
-        return np.zeros((28, 28), np.float32)
     width = stroke_width(solid)
     outward = (np.clip(width, 2.3 * 4, 3.4 * 4) - width) / 2
     distance = ndimage.distance_transform_edt(solid) - ndimage.distance_transform_edt(~solid)
-    large = (distance + outward + 0.5).clip(0, 1)
-    box = ndimage.find_objects(large > 0.5, max_label=1)[0] or ...
-    return centre(large[box])
+    return centre((distance + outward + 0.5).clip(0, 1))
 
 
 class Mark(NamedTuple):
@@ -341,21 +333,28 @@ class Mark(NamedTuple):
     left: int
     bottom: int
     right: int
-    mask: np.ndarray  # (bottom - top, right - left): its pixels within its box
-    ink: np.ndarray  # the same shape: how strong the ink is there
+    ink: np.ndarray  # (bottom - top, right - left): how strong the ink is, 1 along the middle of a stroke
     digit: np.ndarray  # (28, 28): its form in MNIST
     probabilities: Tensor  # (10,)
     sure: float  # the largest of these
-    size: int  # pixels of its longer side
 
-
-Reader = Callable[[np.ndarray], Mark]  # `read_mark` with a picture's ink and a network
+    @property
+    def size(self) -> int:
+        """Pixels of its longer side."""
+        return max(self.ink.shape)
 
 
 @cache
 def stored_network() -> nn.Module:
     """The network in S6_MNIST.pt."""
     return load_run(ROOT / "S6_MNIST.pt")[0]
+
+
+def classify(digit: np.ndarray, model: nn.Module) -> Tensor:
+    """The network's ten probabilities for a digit (28, 28) in [0, 1]."""
+    images = normalise(torch.from_numpy(digit).view(1, *IMAGE_SHAPE))
+    logits, _ = predict(model, [(images, torch.zeros(1))])
+    return logits[0].softmax(0).cpu()
 
 
 def read_mark(share: np.ndarray, model: nn.Module, pixels: np.ndarray) -> Mark:
@@ -365,15 +364,13 @@ def read_mark(share: np.ndarray, model: nn.Module, pixels: np.ndarray) -> Mark:
     mask = np.zeros((bottom - top, right - left), bool)
     mask[pixels[:, 0] - top, pixels[:, 1] - left] = True
     ink = (share[top:bottom, left:right] * ndimage.binary_dilation(mask)).astype(np.float32)
-    ink /= ndimage.maximum_filter(ink, int(2 * stroke_width(mask)) + 1).clip(1e-3)  # 1 along the middle of a stroke
+    ink /= ndimage.maximum_filter(ink, int(2 * stroke_width(mask)) + 1).clip(1e-3)
     digit = to_mnist(ink)
-    images = normalise(torch.from_numpy(digit).view(1, *IMAGE_SHAPE))
-    probabilities = predict(model, [(images, torch.zeros(1))])[0][0].softmax(0).cpu()
-    return Mark(pixels, top, left, bottom, right, mask, ink, digit, probabilities,
-                probabilities.max().item(), max(mask.shape))
+    probabilities = classify(digit, model)
+    return Mark(pixels, top, left, bottom, right, ink, digit, probabilities, probabilities.max().item())
 
 
-def join_broken(marks: list[Mark], read: Reader) -> list[Mark]:
+def join_broken(marks: list[Mark], read: Callable) -> list[Mark]:
     """Join marks that are near each other where the network is no less sure of both together."""
     marks = sorted(marks, key=lambda mark: -mark.size)
     for first, second in combinations(marks, 2):
@@ -395,10 +392,10 @@ def may_be_one(first: Mark, second: Mark) -> bool:
     return cKDTree(first.pixels).query(second.pixels)[0].min() < (0.3 if is_piece else 0.1) * size
 
 
-def split_touching(mark: Mark, read: Reader) -> list[Mark]:
+def split_touching(mark: Mark, read: Callable) -> list[Mark]:
     """Cut a wide mark where there is little ink, upright or aslant, where the network is surer of the pieces."""
-    height, width = mark.mask.shape
-    if width < 0.8 * height or height < 3 * stroke_width(mark.mask):  # narrow, or a bar
+    height, width = mark.ink.shape
+    if width < 0.8 * height:
         return [mark]
     best, pieces = mark.sure, [mark]
     for slant in (-0.4, 0, 0.4) if width > 1.1 * height else (0,):  # columns to the right for each row
@@ -409,11 +406,11 @@ def split_touching(mark: Mark, read: Reader) -> list[Mark]:
     return pieces
 
 
-def best_cuts(mark: Mark, columns: np.ndarray, read: Reader) -> tuple[float, list[Mark]]:
+def best_cuts(mark: Mark, columns: np.ndarray, read: Callable) -> tuple[float, list[Mark]]:
     """The largest product of the pieces' probabilities, and the pieces, of a mark whose pixels lie in these columns."""
-    height, width = mark.mask.shape
+    height, width = mark.ink.shape
     ink = ndimage.uniform_filter1d(np.bincount(columns).astype(float), 3)
-    cuts, _ = find_peaks(-ink, height=-3 * stroke_width(mark.mask), distance=max(1, height // 8))
+    cuts, _ = find_peaks(-ink, height=-0.4 * height, distance=max(1, height // 8))
     if width < 1.3 * height:  # two digits that touch are held by one stroke, the halves of one by more
         cuts = [cut for cut in cuts if np.all(np.diff(np.sort(mark.pixels[columns == cut, 0])) == 1)]
     best = {0: (1.0, [])}  # up to each cut: the product, and the pieces
@@ -433,8 +430,8 @@ def best_cuts(mark: Mark, columns: np.ndarray, read: Reader) -> tuple[float, lis
 def choose_marks(marks: list[Mark]) -> list[Mark]:
     """The marks of a digit's size, as the largest shows of which the network is sure; and no bars."""
     usual = max([mark.size * mark.sure for mark in marks], default=0)
-    marks = [mark for mark in marks if mark.size > 0.35 * usual]
-    return [mark for mark in marks if mark.right - mark.left < 3 * (mark.bottom - mark.top)]
+    return [mark for mark in marks if mark.size > 0.35 * usual
+            and mark.right - mark.left < 3 * (mark.bottom - mark.top)]
 
 
 def reading_order(marks: list[Mark]) -> list[Mark]:
@@ -443,7 +440,7 @@ def reading_order(marks: list[Mark]) -> list[Mark]:
     for mark in sorted(marks, key=lambda mark: mark.left):
         for row in rows:
             overlap = min(mark.bottom, row[-1].bottom) - max(mark.top, row[-1].top)
-            if overlap > 0.4 * min(len(mark.mask), len(row[-1].mask)):
+            if overlap > 0.4 * min(len(mark.ink), len(row[-1].ink)):
                 row.append(mark)
                 break
         else:
@@ -465,18 +462,14 @@ class Preparation(NamedTuple):
 def prepare_digits(image: Picture, model: nn.Module | None = None) -> tuple[list[np.ndarray], list[Mark]]:
     """The first three steps of `Preparation`, which all marks share, and the marks in reading order.
 
-    `image` is a path, a file's bytes, an open file, a `data:` URL, a PIL image, or an array or tensor (H, W),
-    (H, W, 1 to 4), (1 or 3, H, W) or (1, 1, H, W) of any usual range. ValueError says what is wrong with it, or that
-    it has no marks; OSError that a file is missing or damaged.
+    ValueError says what is wrong with the image, or that it has no marks; OSError that a file is missing or damaged.
     """
     colours = load_colours(image)
     share = missing_light(cover_table(colours))
     visible, ink = find_ink(share)
-    ink = remove_lines(ink, visible)
-    read = partial(read_mark, share, stored_network() if model is None else model)
-    ink = remove_frames(ink, share)
-    marks = [read(part.coords) for part in find_parts(ink, share)]
-    marks = join_broken(marks, read)
+    ink = remove_frames(remove_lines(ink, visible), share)
+    read = partial(read_mark, share, model or stored_network())
+    marks = join_broken([read(part.coords) for part in find_parts(ink, share)], read)
     marks = [piece for mark in marks for piece in split_touching(mark, read)]
     marks = reading_order(choose_marks(marks))
     if not marks:
@@ -487,35 +480,35 @@ def prepare_digits(image: Picture, model: nn.Module | None = None) -> tuple[list
 
 def the_digit(marks: list[Mark]) -> Mark:
     """The one mark, or the only one of which the network is sure, if it is the largest; ValueError says how many."""
-    sure = [mark for mark in marks if mark.sure > 0.8]
-    largest = max(mark.size for mark in marks)
-    if len(marks) > 1 and (len(sure) != 1 or sure[0].size < 0.8 * largest):
+    sure = [mark for mark in marks if mark.sure > 0.8] if len(marks) > 1 else marks
+    if len(sure) != 1 or sure[0].size < 0.8 * max(mark.size for mark in marks):
         raise ValueError(f"{len(marks)} digits: cut out one of them, or call predict_digits, which classifies each")
-    return sure[0] if len(sure) == 1 else marks[0]
+    return sure[0]
 
 
 def prepare_digit(image: Picture) -> Preparation:
-    """The steps from an image to MNIST's form of the digit in it; see `prepare_digits` for `image`, and the errors."""
+    """The steps from an image to MNIST's form of the digit in it; the errors are those of `predict_digit`."""
     steps, marks = prepare_digits(image)
     mark = the_digit(marks)
     return Preparation(*steps, mark.ink, mark.digit)
 
 
 def predict_digit(image: Picture, model: nn.Module | None = None) -> tuple[int, Tensor]:
-    """Classify the one digit in an image: the digit, and the network's ten probabilities.
+    """Classify the one digit in an image, with the stored network or another: the digit and its ten probabilities.
 
-    The stored network is used unless another is given. What `image` may be, and the errors: see `prepare_digits`.
+    ValueError says what is wrong with the image or seen in it instead; OSError that a file is missing or damaged.
     """
-    probabilities = the_digit(prepare_digits(image, model)[1]).probabilities
+    _, marks = prepare_digits(image, model)
+    probabilities = the_digit(marks).probabilities
     return int(probabilities.argmax()), probabilities
 
 
 def predict_digits(image: Picture, model: nn.Module | None = None) -> list[tuple[int, Tensor, Box]]:
-    """Classify all that may be digits, in reading order: the digit, the ten probabilities, and the box of each.
+    """Classify all that may be digits, in reading order: the digit, its ten probabilities, and its box.
 
-    What cannot be read has a low probability. What `image` may be, and the errors: see `prepare_digits`.
+    What cannot be read has a low probability. The errors are those of `predict_digit`.
     """
-    steps, marks = prepare_digits(image, model)
-    height, width = steps[0].shape
+    (grey, *_), marks = prepare_digits(image, model)
+    height, width = grey.shape
     return [(int(mark.probabilities.argmax()), mark.probabilities,
              (mark.left / width, mark.top / height, mark.right / width, mark.bottom / height)) for mark in marks]

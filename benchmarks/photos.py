@@ -4,9 +4,9 @@
                                           FOLDER/several/any-is-12345-67890.jpg of two rows of five
     python -m benchmarks.photos           pictures made by code, of twenty kinds, and of what is no digit
 
-With --keep the rates go to results/photos.json, without the pictures: "real" and "simulated" hold, by kind and
-method, the numbers of pictures, whole pictures and digits, and the rest in percent; "real" also its sources. All
-failures of a folder are drawn on one sheet. FOLDER/SOURCES.tsv may give kind and source of each picture.
+All failures of a folder are drawn on one sheet. FOLDER/SOURCES.tsv may give kind and source of each picture. With
+--keep the rates go to results/photos.json, by kind and method: numbers of pictures, whole pictures and digits, the rest
+in percent.
 """
 
 import argparse
@@ -16,11 +16,11 @@ import json
 import math
 import sys
 from collections import Counter, defaultdict
+from contextlib import suppress
 from difflib import SequenceMatcher
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from scipy.ndimage import distance_transform_edt, find_objects
 from skimage.filters import threshold_otsu
@@ -28,10 +28,9 @@ from skimage.morphology import skeletonize
 from torch import Tensor
 from tqdm import tqdm
 
-from handwriting import centre, load_colours, predict_digit, predict_digits, stored_network
+from handwriting import centre, classify, load_colours, predict_digit, predict_digits, stored_network
 from mnist import load_mnist, normalise
-from model import IMAGE_SHAPE
-from utils import ROOT
+from utils import ROOT, predict
 
 RESULTS = ROOT / "benchmarks" / "results" / "photos.json"
 SURE = 0.8  # the probability of an answer from which it is sure
@@ -64,7 +63,8 @@ def draw_digit(image: np.ndarray, size: int, width: float | None) -> Image.Image
         ink = 2.5 * large - 0.5
     else:
         ink = width * size / 2 - distance_transform_edt(~skeletonize(large > 0.4)) + 0.5
-    return Image.fromarray((255 * ink.clip(0, 1)).astype(np.uint8))
+    ink = Image.fromarray((255 * ink.clip(0, 1)).astype(np.uint8))
+    return ink.crop(ink.getbbox())
 
 
 def light_on(kind: str, dark: float, rng: np.random.Generator) -> np.ndarray:
@@ -86,12 +86,12 @@ def photograph(digits: list[np.ndarray], rng: np.random.Generator, pen: str = "m
                jpeg: int = 92, clear: bool = False, margin: float | None = None, ground: tuple = (236, 234, 228)
                ) -> Image.Image:
     """One picture of the digits side by side, each (28, 28) in [0, 1]; the keywords say what is in it."""
+    pen_colour, pen_width = PENS[pen]
     page = Image.new("L", (SIDE, SIDE))
     size = int(SIDE * rng.uniform(0.25, 0.42))
     left, top = rng.integers(50, 85, 2).tolist()
     for digit in digits:
-        ink = draw_digit(digit, size, PENS[pen][1])
-        ink = ink.crop(ink.getbbox())
+        ink = draw_digit(digit, size, pen_width)
         page.paste(ink, (left, top))
         left += ink.width + size // 4
     ink_box = page.getbbox()
@@ -99,18 +99,19 @@ def photograph(digits: list[np.ndarray], rng: np.random.Generator, pen: str = "m
         outline = np.add(ink_box, [-40, -40, 40, 40]).tolist()
         ImageDraw.Draw(page).rectangle(outline, outline=255, width=int(rng.integers(3, 9)))
     if clear:
-        picture = Image.new("RGB", page.size, PENS[pen][0])
+        picture = Image.new("RGB", page.size, pen_colour)
         picture.putalpha(page)
         return picture
     paper = np.full((SIDE, SIDE, 3), ground, dtype=np.float32) + rng.normal(0, 1, (SIDE, SIDE, 1))
     if lines:
         step = SIDE * (rng.uniform(0.04, 0.06) if grid else rng.uniform(0.08, 0.11))
+        colour = lines, lines + 10, min(lines + 40, 255)
         for start in np.arange(rng.uniform(0, step), SIDE, step).astype(int):
-            paper[start:start + 2] = lines, lines + 10, min(lines + 40, 255)
+            paper[start:start + 2] = colour
             if grid:
-                paper[:, start:start + 2] = lines, lines + 10, min(lines + 40, 255)
+                paper[:, start:start + 2] = colour
     cover = np.asarray(page, dtype=np.float32)[..., None] / 255
-    paper = paper * (1 - cover) + np.float32(PENS[pen][0]) * cover
+    paper = paper * (1 - cover) + np.float32(pen_colour) * cover
     for y, x in rng.integers(0, SIDE - 4, (specks, 2)):
         paper[y:y + 4, x:x + 4] = 40
     if light:
@@ -134,19 +135,20 @@ def predict_simply(picture: Path | Image.Image) -> tuple[int, Tensor]:
     if not boxes:
         raise ValueError("no ink")
     digit = centre(ink[boxes[0]].astype(np.float32))
-    digit /= max(digit.max(), 1e-6)
-    with torch.no_grad():
-        probabilities = stored_network()(normalise(torch.from_numpy(digit).view(1, *IMAGE_SHAPE))).softmax(1)[0]
+    probabilities = classify(digit / max(digit.max(), 1e-6), stored_network())
     return int(probabilities.argmax()), probabilities
 
 
-def judge_one(classify, picture: Path | Image.Image, label: int | None) -> tuple[Counter, str]:
+def judge_one(method, picture: Path | Image.Image, label: int | None) -> tuple[Counter, str]:
     """What became of a picture of one digit, or of none, and the answer in words. Refusing what is none is right."""
     try:
-        digit, probabilities = classify(picture)
-        sure, answer = probabilities.max().item() > SURE, f"{digit} ({probabilities.max():.2f})"
+        digit, probabilities = method(picture)
+        sure = probabilities.max().item() > SURE
+        answer = f"{digit} ({probabilities.max():.2f})"
     except ValueError as error:
-        digit, sure, answer = None, label is None, str(error)[:30]
+        digit = None
+        sure = label is None
+        answer = str(error)[:30]
     right = digit == label
     return Counter(pictures=1, right=right, right_and_sure=right and sure, wrong_and_sure=sure and not right,
                    refused=digit is None), answer
@@ -174,18 +176,17 @@ def judge_several(picture: Path, label: str) -> tuple[Counter, str]:
 
 def draw_sheet(failures: list[tuple[Path, str]], path: Path) -> None:
     """All failures on one sheet: the picture, what was found in it, and what was said."""
-    sheet = Image.new("RGB", (5 * 260, -(-len(failures) // 5) * 290 or 1), "white")
+    sheet = Image.new("RGB", (5 * 260, math.ceil(len(failures) / 5) * 290 or 1), "white")
+    draw = ImageDraw.Draw(sheet)
     for index, (name, said) in enumerate(failures):
-        picture = ImageOps.contain(ImageOps.exif_transpose(Image.open(name)).convert("RGB"), (250, 250))
-        draw = ImageDraw.Draw(picture)
-        try:
-            for *_, box in predict_digits(name):
-                draw.rectangle([side * share for side, share in zip(2 * picture.size, box, strict=True)], outline="red")
-        except ValueError:
-            draw.line([(0, 0), picture.size], fill="red")
         left, top = index % 5 * 260, index // 5 * 290
+        picture = ImageOps.contain(ImageOps.exif_transpose(Image.open(name)).convert("RGB"), (250, 250))
         sheet.paste(picture, (left, top))
-        ImageDraw.Draw(sheet).text((left, top + 255), said, fill="black")
+        draw.text((left, top + 255), said, fill="black")
+        with suppress(ValueError):
+            for *_, box in predict_digits(name):
+                corners = np.reshape(box, (2, 2)) * picture.size + [left, top]
+                draw.rectangle(corners.ravel().tolist(), outline="red")
     sheet.save(path)
 
 
@@ -201,36 +202,34 @@ def measure_folder(folder: Path, sheet: Path) -> dict:
     table = folder / "SOURCES.tsv"
     rows = list(csv.DictReader(table.open(encoding="utf-8"), delimiter="\t")) if table.exists() else []
     kinds = {row["file"]: row["kind"] for row in rows}
+    sources = sorted({(row["repository"], row["commit"]) for row in rows})
     counts = defaultdict(lambda: defaultdict(Counter))
     failures = []
-    for path in tqdm(sorted(folder.glob("*/*")), file=sys.stdout, leave=False):
+    for path in tqdm(sorted(folder.glob("[0-9]/*")) + sorted(folder.glob("several/*")), file=sys.stdout, leave=False):
         label = path.parent.name
         if label == "several":
             label = path.stem.rsplit("-is-", 1)[1].replace("-", "")
             count, said = judge_several(path, label)
             counts["several"]["predict_digits"].update(count)
-        elif label in list("0123456789"):
+        else:
             count, said = judge_one(predict_digit, path, int(label))
             simple, _ = judge_one(predict_simply, path, int(label))
             for kind in "all", kinds.get(path.relative_to(folder).as_posix(), "single digit"):
                 counts[kind]["predict_digit"].update(count)
                 counts[kind]["predict_simply"].update(simple)
-        else:
-            continue
         if not count["whole"] and not count["right_and_sure"]:
             failures.append((path, f"{label}: {said}"))
     draw_sheet(failures, sheet)
     print(f"{len(failures)} pictures were not read, or not surely: see {sheet}")
-    sources = sorted({(row["repository"], row["commit"]) for row in rows})
     return {"kinds": counts, "sources": [{"repository": name, "commit": commit} for name, commit in sources]}
 
 
 def measure_simulated(number: int) -> dict:
     """The counts by kind of pictures made by code, of MNIST test digits that the network itself gets right."""
     images, labels = (part[:1000] for part in load_mnist(train=False))
-    with torch.no_grad():
-        right = stored_network()(normalise(images.float() / 255)).argmax(1) == labels
-    images, labels = images[right, 0].numpy() / np.float32(255), labels[right].numpy()
+    logits, _ = predict(stored_network(), [(normalise(images.float() / 255), labels)])
+    right = logits.argmax(1) == labels
+    images, labels = images[right, 0].numpy() / np.float32(255), labels[right].tolist()
     counts = defaultdict(lambda: defaultdict(Counter))
     for kind, settings in tqdm((KINDS | NO_DIGIT).items(), file=sys.stdout, leave=False):
         rng = np.random.default_rng(list(kind.encode()))
@@ -238,7 +237,7 @@ def measure_simulated(number: int) -> dict:
             options = dict(settings)
             chosen = rng.integers(0, len(images), options.pop("count", int(kind in KINDS)))
             picture = photograph(list(images[chosen]), rng, **options)
-            label = int(labels[chosen[0]]) if kind in KINDS else None
+            label = labels[chosen[0]] if kind in KINDS else None
             for method in (predict_digit, predict_simply):
                 counts[kind][method.__name__].update(judge_one(method, picture, label)[0])
     return {"kinds": counts}
