@@ -93,6 +93,12 @@ def test_model():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_a_ruled_page_in_fading_light():
+    """Whose rules are hidden, in pieces, by strong ink nearby."""
+    page = ROOT / "images" / "photo-row.jpg"
+    assert [digit for digit, *_ in predict_digits(page)] == [7, 2, 1, 0, 4, 1, 4, 9, 9, 0]
+
+
 def test_rows_of_different_strength():
     """In reading order, with their boxes, pencil beside felt pen; and as one digit they are refused."""
     page = draw(shift(SEVEN, -50, -40, 0.8), [(220, 30), (222, 150)], size=(600, 500))
