@@ -104,33 +104,6 @@ def measure_pipelines(device: torch.device, turns: int = 10) -> dict[str, list[f
     return results
 
 
-def measure_profile(device: torch.device, steps: int = 60) -> dict[str, float]:
-    """Milliseconds (medians) of the parts of a training step of ours."""
-    ours = Ours(60_000, 200, device)
-    batches = iter(ours.train_loader)
-    bfloat16 = utils.training_precision(ours.config, device) == "bfloat16"
-    seconds = []
-    ours.model.train()
-    for _ in tqdm(range(steps), desc="profile", file=sys.stdout):
-        start = now(device)
-        images, targets = next(batches)
-        data = now(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
-            logits = ours.model(images)
-        loss = F.cross_entropy(logits.float(), targets)
-        forward = now(device)
-        ours.model.zero_grad()
-        loss.backward()
-        backward = now(device)
-        for optimizer, schedule in ours.optimizers:
-            optimizer.step()
-            schedule.step()
-        seconds.append((data - start, forward - data, backward - forward, now(device) - backward))
-    parts = zip(*seconds[10:], strict=True)  # the first ones warm up
-    medians = [round(1000 * statistics.median(values), 3) for values in parts]
-    return dict(zip(("data", "forward", "backward", "step"), medians, strict=True))
-
-
 def ratio(over: list[float], under: list[float]) -> tuple[float, float, float]:
     """The median, the minimum and the maximum of the turn-by-turn quotients of two measurements."""
     quotients = [a / b for a, b in zip(over, under, strict=True)]
@@ -148,8 +121,7 @@ def main() -> None:
     device = torch.device(parser.parse_args().device)
     environment = {**utils.describe_environment(device), "commit": describe_commit(),
                    "precision": utils.training_precision(Config(), device)}
-    results = {"pipelines": {"measured": measure_pipelines(device), "environment": environment},
-               "profile": {"measured": measure_profile(device), "environment": environment}}
+    results = {**read_results(), "pipelines": {"measured": measure_pipelines(device), "environment": environment}}
     RESULTS.write_text(json.dumps(results) + "\n", encoding="utf-8")
 
 
