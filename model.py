@@ -3,6 +3,7 @@
 import copy
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -77,30 +78,29 @@ class LayerRow(NamedTuple):
     layer: str
     output: tuple[int, ...]  # shape of what it returns
     kernel: int  # side of the square of its input that one output sees, in pixels of that input
-    stride: int  # distance, in its input, between two neighbouring outputs
     jump: int  # distance, in the image, between two neighbouring outputs
     receptive_field: int  # side of the square of the image that one output sees
     parameters: int
 
 
 def layer_table(model: nn.Module) -> list[LayerRow]:
-    """List the layers of a network that is one chain, in the order in which an image passes them.
+    """List the image and the layers of a network that is one chain, in the order in which the image passes them.
 
     A layer widens the receptive field by (kernel - 1) · the jump before it: Araujo et al., "Computing receptive fields
-    of convolutional neural networks", Distill, 2019. A fully connected layer sees the whole image. A copy of the model
-    runs on a blank one.
+    of convolutional neural networks", Distill, 2019. A copy of the model runs on a blank image.
     """
-    rows = []
+    rows = [LayerRow("image", IMAGE_SHAPE, kernel=1, jump=1, receptive_field=1, parameters=0)]
 
     def add_row(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        kernel, stride = kernel_and_stride(layer, inputs[0].shape[-1])
-        jump = rows[-1].jump if rows else 1
-        field = (rows[-1].receptive_field if rows else 1) + (kernel - 1) * jump
+        if isinstance(output, tuple):
+            output = output[0]  # as of an LSTM
+        before = rows[-1]
+        kernel, stride = map(int, kernel_and_stride(layer, inputs[0].shape[-1]))
+        field = before.receptive_field + (kernel - 1) * before.jump
         if isinstance(layer, nn.Linear):
-            field = IMAGE_SHAPE[-1]
-        if isinstance(output, Tensor):
-            rows.append(LayerRow(type(layer).__name__, tuple(output.shape[1:]), kernel, stride, jump * stride, field,
-                                 count_parameters(layer)))
+            field = IMAGE_SHAPE[-1]  # it sees everything
+        rows.append(LayerRow(type(layer).__name__, tuple(output.shape[1:]), kernel, before.jump * stride, field,
+                             count_parameters(layer)))
 
     probe = copy.deepcopy(model).cpu().eval()
     for layer in probe.modules():
@@ -112,16 +112,12 @@ def layer_table(model: nn.Module) -> list[LayerRow]:
 
 
 def kernel_and_stride(layer: nn.Module, side: int) -> tuple[int, int]:
-    """Kernel and stride of a layer whose input is `side` pixels wide; 1 and 1 if it has none."""
+    """Kernel and stride, along its width, of a layer whose input is `side` pixels wide; 1 and 1 if it has none."""
     if isinstance(layer, nn.AdaptiveAvgPool2d):  # knows the size of its output instead
-        outputs = width_of(layer.output_size)
+        outputs = np.ravel(layer.output_size)[-1]
         stride = side // outputs
         return side - (outputs - 1) * stride, stride
-    kernel = width_of(getattr(layer, "kernel_size", 1))
-    dilation = width_of(getattr(layer, "dilation", 1))  # spreads the kernel
-    return dilation * (kernel - 1) + 1, width_of(getattr(layer, "stride", 1))
-
-
-def width_of(size: int | tuple[int, ...]) -> int:
-    """The width, of what PyTorch takes as one number or as height and width."""
-    return size[-1] if isinstance(size, tuple) else size
+    kernel = np.ravel(getattr(layer, "kernel_size", 1))[-1]
+    dilation = np.ravel(getattr(layer, "dilation", 1))[-1]  # spreads the kernel
+    stride = np.ravel(getattr(layer, "stride", 1))[-1]
+    return dilation * (kernel - 1) + 1, stride

@@ -51,47 +51,36 @@ def plot_digits(images: Tensor, titles: list[str] | None = None, rows: list[str]
 
 
 LOOKS = {  # of the layers that are drawn
-    "Conv2d": ("{0}×{0} convolution", BLUE), "MaxPool2d": ("max pooling", ORANGE), "Linear": ("fully connected", GREEN),
-    "AvgPool2d": ("average pooling", GREEN), "AdaptiveAvgPool2d": ("average pooling", GREEN)}
+    "image": ("image", GREY), "Conv2d": ("{0}×{0} convolution", BLUE), "MaxPool2d": ("max pooling", ORANGE),
+    "AvgPool2d": ("average pooling", GREEN), "AdaptiveAvgPool2d": ("average pooling", GREEN),
+    "Linear": ("fully connected", GREEN)}
 
 
-def plot_network(table: list[LayerRow]) -> Figure:
-    """Draw a network from its `layer_table`, from the image down to the scores.
+def plot_network(layers: list[LayerRow]) -> Figure:
+    """Draw a network from its `layer_table`: the wider a bar, the larger are its maps, the thicker, the more they are.
 
-    The width of a box is in proportion to the side of its maps, its height grows with their number. The parameters of
-    BatchNorm are counted with the convolution before it.
+    The parameters of BatchNorm are counted with the convolution before it.
     """
-    boxes = [["image", GREY, IMAGE_SHAPE, "", 0]]
-    for row in table:
+    rows, parameters = [], []
+    for row in layers:
         if row.layer in LOOKS:
-            name, colour = LOOKS[row.layer]
-            sees = "all"
-            if row.receptive_field < IMAGE_SHAPE[1]:
-                sees = f"{row.receptive_field}×{row.receptive_field}"
-            boxes.append([name.format(row.kernel), colour, row.output, sees, row.parameters])
+            rows.append(row)
+            parameters.append(row.parameters)
         else:
-            boxes[-1][-1] += row.parameters
-    figure, axis = plt.subplots(figsize=(FIGURE_WIDTH, 0.48 * len(boxes)))
-    y = 0.0
-    for name, colour, shape, sees, parameters in boxes:
-        height = 0.3 + shape[0] / 40
-        width = 0.44 * shape[-1] / IMAGE_SHAPE[1] if len(shape) == 3 else 0.012
-        axis.add_patch(Rectangle((0.22 - width / 2, y), width, height, color=colour, linewidth=0))
-        middle = y + height / 2
-        size = "×".join(map(str, shape))
-        if width > 0.14:  # there is room for it inside
-            axis.text(0.22, middle, size, ha="center", va="center", color="black" if colour == GREY else "white")
-        else:
-            axis.text(0.23 + width / 2, middle, size, va="center")
-        axis.text(0.47, middle, name, va="center")
-        axis.text(0.87, middle, f"{parameters:,}" if parameters else "–", ha="right", va="center")
-        axis.text(1, middle, sees, ha="right", va="center")
-        y += height + 0.16
-    axis.text(0.47, -0.35, "layer", va="center", color="dimgray")
-    axis.text(0.87, -0.35, "parameters", ha="right", va="center", color="dimgray")
-    axis.text(1, -0.35, "sees", ha="right", va="center", color="dimgray")
-    axis.set(xlim=(0, 1), ylim=(y, -0.6))
-    axis.set_axis_off()
+            parameters[-1] += row.parameters
+    names, colours = zip(*(LOOKS[row.layer] for row in rows), strict=True)
+    widths = np.array([row.output[-1] if len(row.output) == 3 else 1 for row in rows])
+    channels = np.array([row.output[0] for row in rows])
+    seen = [min(row.receptive_field, IMAGE_SHAPE[1]) for row in rows]
+    cells = [["×".join(map(str, row.output)), name.format(row.kernel), f"{number:,}", f"{side}×{side}"]
+             for row, name, number, side in zip(rows, names, parameters, seen, strict=True)]
+    figure, (bars, table) = plt.subplots(1, 2, figsize=(FIGURE_WIDTH, 0.4 * (len(rows) + 1)), width_ratios=[1, 2.2])
+    bars.barh(range(1, len(rows) + 1), widths, 0.1 + 0.7 * channels / channels.max(), left=-widths / 2, color=colours)
+    bars.set(ylim=(len(rows) + 0.5, -0.5))  # one line for each row of the table, and one for its head
+    bars.set_axis_off()
+    table.table(cells, colLabels=["maps", "layer", "parameters", "sees"], colWidths=[2, 3, 2, 1.4], bbox=(0, 0, 1, 1),
+                cellLoc="right", colLoc="right", edges="open").auto_set_font_size(False)
+    table.set_axis_off()
     return figure
 
 
@@ -151,10 +140,7 @@ def plot_confidence(bins: list[tuple[float, float, int]], least: int = 10) -> Fi
     figure, axis = plt.subplots(figsize=(FIGURE_WIDTH, 3.4))
     axis.plot([lowest, 100], [lowest, 100], ":", color="black", label="right as often as the probability says")
     axis.plot(confidences, accuracies, "o-", label="this network")
-    for x, y, (*_, count) in zip(confidences, accuracies, bins, strict=True):
-        axis.annotate(f"{count:,}", (x, y), xytext=(-4, 6), textcoords="offset points", ha="right", fontsize=9,
-                      color="dimgray")
-    axis.set(xlabel="probability of the answer (%); beside each point, its images", ylabel="answers that are right (%)")
+    axis.set(xlabel="probability of the answer (%)", ylabel="answers that are right (%)")
     axis.legend(loc="upper left")
     return figure
 

@@ -38,56 +38,44 @@ class LiveClient(NotebookClient):
         return super().output(outs, msg, display_id, cell_index)
 
 
-def shrink(png: str) -> str:
-    """A figure with 256 colours, which its lines and areas hardly need, so that the notebook stays below 1 MB."""
-    image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    small = io.BytesIO()
-    image.save(small, "PNG", optimize=True)
-    return base64.b64encode(small.getvalue()).decode()
-
-
 def finish_figures(notebook: nbformat.NotebookNode) -> None:
-    """Make the figures small, and give each the caption in the Markdown cell below as its alternative text."""
+    """Reduce the figures to 256 colours, and give each the caption in the Markdown cell below as alternative text."""
     below = ""
     for cell in reversed(notebook.cells):
         if cell.cell_type == "markdown":
             below = cell.source
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
-                output.data["image/png"] = shrink(output.data["image/png"])
-                caption = below.partition("*")[2].partition("*")[0] if below.startswith("*") else ""
-                caption = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", " ".join(caption.split()))  # links as their texts
-                output.metadata["image/png"] = {"alt": caption}
+                image = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))).convert("RGB")
+                small = io.BytesIO()
+                image.quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+                output.data["image/png"] = base64.b64encode(small.getvalue()).decode()
+                caption = re.search(r"^\*(.*?)\*", below, re.DOTALL)
+                output.metadata["image/png"] = {"alt": " ".join(caption[1].split()) if caption else ""}
 
 
-def run(path: Path) -> None:
-    """Run the notebook; SystemExit says why the file was left as it was."""
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("notebook", nargs="?", type=Path, default=ROOT / "S6_MNIST.ipynb")
+    path = parser.parse_args().notebook.resolve()
     notebook = nbformat.read(path, as_version=4)
-    if not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK):
-        sys.exit(f"{path} cannot be written: make the file and its folder writable")
+    unfinished = path.with_name(f".{path.name}.part")
+    unfinished.touch()  # a folder that cannot be written should show before the training
+    sys.stdout.reconfigure(errors="replace")  # a redirected Windows console may not know the bar's characters
     client = LiveClient(notebook, timeout=None, kernel_name="python3", coalesce_streams=True, record_timing=False,
                         store_widget_state=False, resources={"metadata": {"path": path.parent}})
     try:
         client.execute()
+        if "EPOCHS" not in os.environ:
+            finish_figures(notebook)
+            nbformat.write(notebook, unfinished)
+            unfinished.replace(path)
     except CellExecutionError as error:
         sys.exit(f"\n{path.name} was left as it was, since a cell failed: {error.ename}: {error.evalue}")
     except (KeyboardInterrupt, DeadKernelError):
         sys.exit(f"\n{path.name} was left as it was, since the run was interrupted or its kernel died")
-    if "EPOCHS" in os.environ:
-        print(f"{path.name} was left as it was, since EPOCHS shortened this run")
-        return
-    finish_figures(notebook)
-    unfinished = path.with_name(f".{path.name}.part")
-    nbformat.write(notebook, unfinished)
-    unfinished.replace(path)
-    print(f"{path.name} now holds the outputs of this run")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("notebook", nargs="?", type=Path, default=ROOT / "S6_MNIST.ipynb")
-    sys.stdout.reconfigure(errors="replace")  # a redirected Windows console may not know the bar's characters
-    run(parser.parse_args().notebook.resolve())
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Recipe, training and evaluation of the network; saving and loading a run; the check of the assignment."""
 
-import copy
 import ctypes
 import json
 import math
@@ -17,10 +16,9 @@ import torchvision
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from model import DROPOUT, IMAGE_SHAPE, Net, count_parameters
+from model import DROPOUT, Net, count_parameters, layer_table
 from muon import Muon
 
 ROOT = Path(__file__).resolve().parent
@@ -59,12 +57,9 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse what would otherwise train something else in silence."""
-        if self.optimizer not in ("muon", "sgd"):
-            raise ValueError(f"the optimizer is 'muon' or 'sgd', not {self.optimizer!r}")
-        if self.precision not in ("auto", "float32", "bfloat16"):
-            raise ValueError(f"the precision is 'auto', 'float32' or 'bfloat16', not {self.precision!r}")
-        if self.epochs < 1:
-            raise ValueError(f"a run has 1 epoch or more, not {self.epochs}")
+        assert self.epochs >= 1, "a run has 1 epoch or more"
+        assert self.optimizer in ("muon", "sgd"), "the optimizer is 'muon' or 'sgd'"
+        assert self.precision in ("auto", "float32", "bfloat16"), "the precision is 'auto', 'float32' or 'bfloat16'"
 
     @property
     def augmented_epochs(self) -> int:
@@ -225,44 +220,24 @@ def fit(model: nn.Module, train_loader, val_loader, config: Config) -> list[dict
     return history
 
 
-class Calls(TorchFunctionMode):
-    """Notes each function that PyTorch runs on a tensor: its name, its options, and the shapes of input and output."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.notes = []
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        result = function(*args, **kwargs)
-        if isinstance(result, Tensor) and args and isinstance(args[0], Tensor):
-            self.notes.append((function.__name__, kwargs, args[0].shape, result.shape))
-        return result
-
-
 def check_assignment(model: nn.Module, history: list[dict]) -> list[tuple[str, str, str, bool]]:
     """The assignment's requirements: each with what is required, what was found, and whether that is enough.
 
-    BatchNorm, Dropout and pooling count if they run in training, be it as a module or as a function.
+    Layers are found where the image passes them; what is written as a function, such as `F.dropout`, is not seen.
     """
-    probe = copy.deepcopy(model).cpu().train()
-    with Calls() as calls, torch.no_grad(), torch.random.fork_rng([]):
-        probe(torch.zeros(2, *IMAGE_SHAPE))
-    norms, dropouts, pools = 0, 0, 0
-    for name, options, before, after in calls.notes:
-        norms += name == "batch_norm"
-        dropouts += "dropout" in name and options.get("training", False) and options.get("p", 0) > 0
-        averages = name in ("avg_pool2d", "adaptive_avg_pool2d", "mean") and len(before) == 4
-        pools += averages and before[2:].numel() > 1 and after.numel() == before[:2].numel()
+    layers = layer_table(model)
+    norms = sum("BatchNorm" in row.layer for row in layers)
+    dropouts = sum("Dropout" in row.layer for row in layers)
+    pools = sum("AvgPool" in row.layer and row.output[1:] == (1, 1) for row in layers)
     parameters, epochs = count_parameters(model), len(history)
     accuracy = history[-1]["val_accuracy"] if history else 0
     return [
         ("validation accuracy, last epoch", f"≥ {TARGET} %", f"{accuracy:.2f} %", accuracy >= TARGET),
         ("parameters", f"< {MAX_PARAMETERS:,}", f"{parameters:,}", parameters < MAX_PARAMETERS),
         ("epochs", f"< {MAX_EPOCHS}", f"{epochs}", 0 < epochs < MAX_EPOCHS),
-        ("BatchNorm", "used", f"{norms} layers", norms > 0),
-        ("Dropout", "used", f"{dropouts} layers", dropouts > 0),
-        ("global average pooling", "used", f"{pools} layers", pools > 0),
+        ("BatchNorm", "a layer", f"{norms} layers", norms > 0),
+        ("Dropout", "a layer", f"{dropouts} layers", dropouts > 0),
+        ("global average pooling", "a layer", f"{pools} layers", pools > 0),
     ]
 
 
@@ -297,17 +272,16 @@ def describe_environment(device: torch.device) -> dict[str, str]:
 def save_run(path: str | Path, model: nn.Module, config: Config, history: list[dict]) -> None:
     """Save the weights of a `Net`, be it compiled or parallel, with the recipe, the history, the device and versions.
 
-    ValueError if the network is another, which `load_run` could not read.
+    RuntimeError if the network is another, which `load_run` could not read.
     """
     weights = {name.removeprefix("_orig_mod.").removeprefix("module."): value.detach().cpu().contiguous()
                for name, value in model.state_dict().items()}
-    restore(weights)  # raises if `load_run` could not read them
+    restore(weights)
     device = next(model.parameters()).device
     rows = json.loads(json.dumps(history, default=float))  # NumPy's numbers become Python's
     run = {"state_dict": weights, "config": asdict(config), "history": rows,
            "precision": training_precision(config, device), "environment": describe_environment(device)}
-    path = Path(path)
-    unfinished = path.with_name(path.name + ".part")
+    unfinished = Path(f"{path}.part")
     torch.save(run, unfinished)
     unfinished.replace(path)  # so that a full disk leaves the old file whole
 
@@ -317,22 +291,17 @@ def load_run(path: str | Path) -> tuple[Net, dict]:
 
     FileNotFoundError without the file; ValueError if it holds something else.
     """
-    try:
-        run = torch.load(Path(path).expanduser(), map_location="cpu", weights_only=True)  # never runs the file's code
-        return restore(run["state_dict"]), run
-    except FileNotFoundError:
-        raise
-    except Exception:  # damage shows in many ways
-        raise ValueError(f"{path} does not hold weights of this network: restore it with 'git checkout', or make it "
-                         "anew with 'python run_notebook.py'") from None
+    with Path(path).expanduser().open("rb") as file:
+        try:
+            run = torch.load(file, map_location="cpu", weights_only=True)  # never runs the file's code
+            return restore(run["state_dict"]), run
+        except Exception:  # damage shows in many ways
+            raise ValueError(f"{path} does not hold weights of this network: restore it with 'git checkout', or make "
+                             "it anew with 'python run_notebook.py'") from None
 
 
 def restore(weights: dict[str, Tensor]) -> Net:
-    """The network with these weights, in evaluation mode; its width is in their shapes. ValueError if it is another."""
-    first = next(iter(weights.values()))
-    try:
-        model = Net(width=len(first))
-        model.load_state_dict(weights)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"these are not the weights of the network in model.py: {error}") from None
+    """The network with these weights, in evaluation mode; its width is in the shape of the first of them."""
+    model = Net(width=len(next(iter(weights.values()))))
+    model.load_state_dict(weights)
     return model.eval()

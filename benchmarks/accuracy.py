@@ -8,15 +8,11 @@ A run that is on record is not repeated, so a command that was stopped goes on w
 """
 
 import argparse
-import contextlib
-import io
 import json
-import os
 import statistics
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -134,8 +130,7 @@ def run(recipe: str, seed: int, split: bool, device: torch.device, keep: bool = 
     val_loader = Loader(*scored, batch_size=200, device=device)
     utils.set_seed(seed)
     model = build(**network).to(device)
-    with contextlib.redirect_stdout(io.StringIO()):  # several runs go on side by side
-        history = utils.fit(model, train_loader, val_loader, config)
+    history = utils.fit(model, train_loader, val_loader, config)
     if len(history) < config.epochs:
         raise KeyboardInterrupt
     if keep:
@@ -239,7 +234,6 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--keep", action="store_true", help="keep the networks too, in results/networks")
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="change fields of Config")
     parser.add_argument("--device", default=utils.get_device().type, help="default: the fastest")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs side by side (default: all cores)")
     options = parser.parse_args()
     names = ABLATIONS if "parts" in options.recipes else options.recipes
     recipes = [", ".join([name, *options.set]) for name in names]
@@ -262,34 +256,14 @@ def missing_seeds(recipe: str, options: argparse.Namespace, device: torch.device
     return [seed for seed in range(options.first_seed, options.first_seed + options.seeds) if seed not in done]
 
 
-def run_side_by_side(commands: list[list[str]], processes: int) -> list[bool]:
-    """Whether each command, one for each seed, has succeeded; each has a process of its own, and none ends another."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-
-    def succeeds(command: list[str]) -> bool:
-        return subprocess.run(command, cwd=ROOT, env=environment).returncode == 0
-
-    with ThreadPoolExecutor(processes) as pool:
-        return list(pool.map(succeeds, commands))
-
-
 def main() -> None:
     options, recipes = parse_arguments()
     device = torch.device(options.device)
-    jobs = [(recipe, seed) for recipe in recipes for seed in missing_seeds(recipe, options, device)]
-    if options.processes == 1:
-        for recipe, seed in jobs:
+    for recipe in recipes:
+        for seed in missing_seeds(recipe, options, device):
             record = run(recipe, seed, options.split, device, options.keep)
             append_record(record)
             print(f"{recipe}, seed {seed}: {record['accuracy'][-1]:.2f} % in {record['seconds']:.0f} s", flush=True)
-    else:
-        load_mnist(train=True)  # unpacks the archives once, before several processes read them
-        command = [sys.executable, "-m", "benchmarks.accuracy", *sys.argv[1:], "--seeds=1", "--processes=1"]
-        commands = [[*command, f"--first-seed={seed}"] for seed in sorted({seed for _, seed in jobs})]
-        succeeded = run_side_by_side(commands, options.processes)
-        if not all(succeeded):
-            sys.exit(f"{succeeded.count(False)} seeds are not on record: the same command tries them again")
-    for recipe in recipes:
         runs = select(read_records(), recipe, options.split, expected_platform(recipe, device))
         print(f"{recipe}: {summarise(runs)}")
 

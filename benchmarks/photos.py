@@ -28,12 +28,12 @@ from skimage.morphology import skeletonize
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.robustness import SURE
 from handwriting import centre, classify, load_colours, predict_digit, predict_digits, stored_network
 from mnist import load_mnist, normalise
 from utils import ROOT, predict
 
 RESULTS = ROOT / "benchmarks" / "results" / "photos.json"
-SURE = 0.8  # the probability of an answer from which it is sure
 SIDE = 600  # pixels of a picture made by code
 PENS = {  # colour, and width as a share of the digit's height; None: as MNIST has it
     "marker": ((32, 36, 58), None), "ballpoint": ((30, 50, 150), 0.03), "pencil": ((105, 105, 105), 0.04),

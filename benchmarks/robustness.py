@@ -27,7 +27,7 @@ from torchvision.transforms import InterpolationMode
 from tqdm import tqdm
 
 from mnist import load_mnist, normalise
-from utils import describe_environment, get_device, load_run
+from utils import describe_environment, get_device, load_run, predict
 
 RESULTS = Path(__file__).with_name("results") / "robustness.json"
 NETWORKS = RESULTS.with_name("networks")
@@ -146,13 +146,9 @@ def non_digits(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
     return {name: torch.stack([mnist_form(page) for page in group]) for name, group in pages.items()}
 
 
-@torch.no_grad()
 def classify(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The digit, its probability and its logit, for each of the float images (N, 1, 28, 28) in [0, 1]."""
-    device = next(model.parameters()).device
-    model.eval()
-    logits = torch.cat([model(normalise(part.to(device))) for part in images.split(200)])
-    logits = logits.cpu()
+    logits = predict(model, [(normalise(part), torch.zeros(len(part))) for part in images.split(200)])[0].cpu()
     largest, predicted = logits.max(1)
     return predicted, logits.softmax(1).amax(1), largest
 

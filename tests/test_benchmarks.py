@@ -1,4 +1,4 @@
-"""Runs are recorded whole, selected and compared rightly; a queue survives its workers; pipelines train."""
+"""Runs are recorded whole, selected and compared rightly; pipelines train."""
 
 import json
 import sys
@@ -81,11 +81,6 @@ def test_commands_that_would_train_in_vain_are_refused(monkeypatch, arguments):
     monkeypatch.setattr(sys, "argv", ["accuracy", *arguments])
     with pytest.raises(SystemExit):
         accuracy.parse_arguments()
-
-
-def test_queue_survives_a_dead_worker():
-    dying, living = [sys.executable, "-c", "import os; os.abort()"], [sys.executable, "-c", ""]
-    assert accuracy.run_side_by_side([dying, living, living], 2) == [False, True, True]
 
 
 def test_digits_in_mnists_form_keep_it(test_set):

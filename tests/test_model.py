@@ -37,7 +37,7 @@ def test_layer_table_has_receptive_fields_and_leaves_the_model_alone():
     (nn.Conv2d(1, 4, 3, dilation=2), 5, 5), (nn.Conv2d(1, 4, (1, 7)), 7, 7), (nn.AdaptiveAvgPool2d(1), 28, 28),
     (nn.AdaptiveAvgPool2d((7, 7)), 4, 4), (nn.BatchNorm2d(1), 1, 1)])
 def test_layer_table_knows_other_layers(layer, kernel, field):
-    (row,) = layer_table(nn.Sequential(layer))
+    _, row = layer_table(nn.Sequential(layer))
     assert (row.kernel, row.receptive_field) == (kernel, field)
 
 
