@@ -26,7 +26,7 @@ import utils
 from benchmarks.robustness import NETWORKS, measure_sample
 from mnist import Loader, augment, load_mnist
 from model import NUM_CLASSES, Net, count_parameters
-from utils import MAX_EPOCHS, ROOT, Config
+from utils import ROOT, Config
 
 RECORDS = Path(__file__).with_name("results") / "accuracy.jsonl"
 NO_SHAPE = {"degrees": 0, "translate": 0, "scale": 0, "shear": 0}
@@ -45,19 +45,11 @@ ABLATIONS = {
     "with SGD for Muon": {"optimizer": "sgd", "weight_decay": 0.0002},  # decays weights as much in a step as Muon
     "with a fully connected layer for GAP": {"network": "fully connected for GAP"},
 }
-FEW_EPOCHS = {"batch_size": 64, "muon_lr": 0.03, "sgd_lr": 0.1, "momentum": 0.95, "dropout": 0.005, **PLAIN_LOOK}
 RECIPES = {
     **ABLATIONS,
     # As such assignments are usually solved: SGD at a constant rate, rotation alone.
     "baseline": {"epochs": 10, "batch_size": 128, "optimizer": "sgd", "sgd_lr": 0.01, "end_factor": 1, "momentum": 0.9,
                  "weight_decay": 0, "dropout": 0.1, **NO_SHAPE, "degrees": 10, **PLAIN_LOOK, "plain_epochs": 0},
-    "two epochs": {**FEW_EPOCHS, "epochs": 2},
-    "one epoch": {**FEW_EPOCHS, "epochs": 1, "muon_lr": 0.04, "sgd_lr": 0.05, "momentum": 0.9, "dropout": 0.001,
-                  "degrees": 2, "translate": 0.02, "scale": 0.03, "shear": 2},
-    # Small networks have no capacity to spare: weaker augmentation, hardly any Dropout.
-    **{f"width {width}": {"epochs": MAX_EPOCHS - 1, "batch_size": 64, "muon_lr": 0.02, "sgd_lr": 0.05, "momentum": 0.95,
-                          "dropout": 0.001, "degrees": 7, "translate": 0.05, "scale": 0.08, "shear": 6, **PLAIN_LOOK,
-                          "width": width} for width in (4, 6, 8, 12)},
 }
 
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from benchmarks import accuracy, readme
+from benchmarks import readme
 from mnist import Loader
 from utils import ROOT, Config, check_assignment, evaluate, load_run
 
@@ -23,13 +23,3 @@ def test_numbers_of_the_readme_are_those_of_the_records():
     assert readme.MARK.findall(page), "the page marks no number"
     assert not re.search("^<!--", page, re.MULTILINE), "GitHub takes a line that begins with a mark for HTML"
     assert readme.fill(page, readme.numbers()) == page, "run 'python -m benchmarks.readme'"
-
-
-def test_numbers_come_from_the_platform_with_most_seeds(monkeypatch):
-    baseline = accuracy.select(accuracy.read_records(), "baseline")
-    final = accuracy.select(accuracy.read_records(), "final")[0]
-    others = [{**final, "seed": seed, "precision": "float32", "accuracy": [12.34]} for seed in range(100)]
-    monkeypatch.setattr(accuracy, "read_records", lambda: [final, *baseline, *others])
-    numbers = readme.numbers()
-    assert [numbers[f"final.{name}"] for name in ("platform", "n", "mean")] == ["float32", "100", "12.34"]
-    assert (numbers["baseline.platform"], numbers["baseline.n"]) == (baseline[0]["precision"], f"{len(baseline)}")
