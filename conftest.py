@@ -3,6 +3,7 @@
 import os
 
 os.environ["EPOCHS"] = "1"  # the notebook's kernel inherits it
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # one file of tests runs on each core
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # or threads would wait for those of another program, and spin
 
 import pytest

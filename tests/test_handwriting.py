@@ -65,7 +65,7 @@ def test_form_is_that_of_mnist(test_set):
     np.dstack([GREY * 0, 255 - GREY]), np.dstack([COLOUR * 0 + 255, 255 - GREY]),
     GREY * np.uint16(4), GREY / 255 * 1.04 - 0.02, (torch.tensor(GREY) / 255).bfloat16(),
     ((torch.tensor(GREY)[None] / 255 - 0.1307) / 0.3081).requires_grad_(), draw(SEVEN, ink="yellow"),
-], ids=lambda image: f"{type(image).__name__}-{getattr(image, 'mode', getattr(image, 'shape', ''))}")
+], ids=lambda image: type(image).__name__)
 def test_every_kind_of_image(image):
     digit, probabilities = predict_digit(image)
     assert digit == 7
