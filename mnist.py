@@ -123,8 +123,9 @@ def make_outliers(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, T
     """Images (3 · count, 1, 28, 28) that are no single digit, made from a batch, and their targets (3 · count, 10).
 
     A digit laid on its side is none any more, nor are random curves: their target is 1/10 for each digit, after
-    Hendrycks et al., "Deep anomaly detection with outlier exposure", 2019. Two digits over each other share the target,
-    after Zhang et al., "mixup: beyond empirical risk minimization", 2018. The batch is in random order.
+    Hendrycks et al., "Deep anomaly detection with outlier exposure", 2019. Two digits over each other share the target
+    (it is one digit's where they are alike), after Zhang et al., "mixup: beyond empirical risk minimization", 2018. The
+    batch is in random order.
     """
     lying = lay_down(images, labels, count)
     curves = draw_curves(images, count)

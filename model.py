@@ -13,7 +13,7 @@ DROPOUT = 0.005  # small, since the BatchNorm of the next block still sees the z
 
 
 def conv_block(in_channels: int, out_channels: int, dropout: float = 0, padding: int = 0) -> nn.Sequential:
-    """3×3 convolution → ReLU → BatchNorm → Dropout of whole channels, in the order of the assignment's table.
+    """3×3 convolution → ReLU → BatchNorm → Dropout of whole channels, in the assignment's order.
 
     The convolution has no bias, since BatchNorm adds one; with `dropout` 0 there is no Dropout layer.
     """
@@ -38,7 +38,7 @@ class Net(nn.Module):
         super().__init__()
         self.stage1 = nn.Sequential(
             conv_block(1, width, dropout),
-            conv_block(width, width),  # without Dropout, as in the assignment's table
+            conv_block(width, width),  # the assignment has no Dropout here
             conv_block(width, 2 * width, dropout),
         )
         self.transition = nn.Sequential(

@@ -1,7 +1,6 @@
 """Run S6_MNIST.ipynb, or the notebook that is named, in place, and show what it prints as it comes.
 
-The file is replaced only after a full run, in which every cell has passed: not after a failure, nor after a run that
-the environment variable EPOCHS shortens.
+The file is replaced if every cell has passed and the environment variable EPOCHS, which shortens a run, is not set.
 """
 
 import argparse

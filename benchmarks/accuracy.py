@@ -124,7 +124,7 @@ def run(recipe: str, seed: int, split: bool, device: torch.device, keep: bool = 
     model = build(**network).to(device)
     history = utils.fit(model, train_loader, val_loader, config)
     if len(history) < config.epochs:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt  # which `fit` takes for the end of the training
     if keep:
         utils.save_run(NETWORKS / f"{recipe}-{seed}.pt", model, config, history)
     logits, digits = utils.predict(model, val_loader)
@@ -227,7 +227,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="change fields of Config")
     parser.add_argument("--device", default=utils.get_device().type, help="default: the fastest")
     options = parser.parse_args()
-    names = ABLATIONS if "parts" in options.recipes else options.recipes
+    names = [name for given in options.recipes for name in (ABLATIONS if given == "parts" else [given])]
     recipes = [", ".join([name, *options.set]) for name in names]
     if options.keep and (options.split or any(read_recipe(recipe)[1]["network"] != "Net" for recipe in recipes)):
         parser.error("--keep is for networks of model.py that are trained on all images")
