@@ -1,8 +1,7 @@
 """Read handwritten digits in photographs, scans and drawings with a network that knows MNIST only.
 
-The steps, in the order of `prepare_digits`: load the colours, cover the table around a sheet, find the light that is
-missing, the ink, and in it lines, frames and the parts that may be digits; the network classifies each of these;
-join what is broken, split what touches, choose the marks of a digit's size, and order them.
+The steps stand in `prepare_digits`: find the ink, take lines and frames away, let the network classify each part, join
+what is broken, split what touches, and keep the marks of a digit's size.
 """
 
 import base64
@@ -22,7 +21,8 @@ from scipy.signal import find_peaks
 from scipy.spatial import cKDTree
 from skimage.filters import apply_hysteresis_threshold, rank, threshold_otsu
 from skimage.measure import label, perimeter_crofton, regionprops
-from skimage.morphology import convex_hull_image, disk, isotropic_dilation
+from skimage.morphology import convex_hull_image, disk
+from skimage.segmentation import clear_border
 from torch import Tensor, nn
 
 from mnist import normalise
@@ -107,26 +107,21 @@ def cover_table(colours: np.ndarray) -> np.ndarray:
     The sheet is the convex middle of the brighter half, without what is narrower than half of it.
     """
     small = shrink(colours.mean(axis=0), 128)
-    if np.ptp(small) < 0.1:
-        return colours
-    bright = small > threshold_otsu(small)
+    bright = small >= threshold_otsu(small)
     inside = ndimage.distance_transform_edt(ndimage.binary_fill_holes(bright))
     near = ndimage.distance_transform_edt(inside <= inside.max() / 2) < 0.7 * inside.max()
     area = convex_hull_image(bright & near)
-    middle = ndimage.binary_erosion(area, iterations=4, border_value=1)
-    edge = area & ~middle
-    if area.mean() < 0.12 or bright[area].mean() < 0.85 or not edge.any():
+    if not 0.12 < area.mean() < 1 or bright[area].mean() < 0.85:
         return colours
+    edge = area & ndimage.binary_dilation(~area, iterations=4)
     around = ~area & ndimage.binary_dilation(area, iterations=4)
-    contrast = np.median(small[edge]) / np.median(small[around])
-    border = np.pad(np.zeros(np.subtract(area.shape, 2), bool), 1, constant_values=True)
-    if contrast < (1.3 if area[border].mean() < 0.1 else 2):
+    at_border = np.concatenate([area[0], area[-1], area[:, 0], area[:, -1]]).mean() > 0.1
+    if np.median(small[edge]) < (2 if at_border else 1.3) * np.median(small[around]):
         return colours
     inner = ndimage.binary_erosion(area, iterations=2, border_value=1)
     nearest = ndimage.distance_transform_edt(~inner, return_distances=False, return_indices=True)
-    shape = colours.shape[1:]
-    filled = [resize(resize(channel, small.shape)[tuple(nearest)], shape) for channel in colours]
-    return np.where(resize(inner, shape) > 0.5, colours, filled)
+    filled = [resize(shrink(channel, 128)[tuple(nearest)], channel.shape) for channel in colours]
+    return np.where(resize(inner, colours.shape[1:]) > 0.5, colours, filled)
 
 
 def find_ground(channel: np.ndarray) -> np.ndarray:
@@ -161,12 +156,9 @@ def light_difference(colours: np.ndarray, grounds: list[np.ndarray]) -> np.ndarr
     shape = colours.shape[1:]
     low = np.stack([resize(ndimage.minimum_filter(ground, 5), shape) for ground in grounds])  # edges are no ink
     high = np.stack([resize(ndimage.maximum_filter(ground, 5), shape) for ground in grounds])
-    dark, bright = (low - colours).max(axis=0).clip(0), (colours - high).max(axis=0).clip(0)
-    if (bright**3).sum() > 2 * (dark**3).sum():  # strong ink counts
-        share = ((colours - high) / (1 - high).clip(0.3)).max(axis=0)
-    else:
-        share = ((low - colours) / low.clip(0.2)).max(axis=0)
-    return share.clip(0, 1)
+    missing = ((low - colours) / low.clip(0.2)).max(axis=0).clip(0, 1)
+    excess = ((colours - high) / (1 - high).clip(0.3)).max(axis=0).clip(0, 1)
+    return excess if (excess**3).sum() > 2 * (missing**3).sum() else missing  # strong ink counts
 
 
 def find_ink(share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -225,21 +217,13 @@ def stroke_width(mask: np.ndarray) -> float:
     return 2 * mask.sum() / perimeter_crofton(mask, directions=2)
 
 
-def is_ring(frame, mark) -> bool:
-    """Whether a region lies in the hole of another, which may have a small gap, and not near its line."""
-    gap = longer_side(frame) // 12
-    thick = isotropic_dilation(np.pad(frame.image, gap), gap)
-    holes = ndimage.binary_fill_holes(thick) & ~thick
-    row, column = (int(place) + gap - start for place, start in zip(mark.centroid, frame.bbox[:2], strict=True))
-    return holes[row, column]
-
-
-def find_regions(mask: np.ndarray, share: np.ndarray, gap: int) -> list:
-    """The parts of a mask (H, W) that are larger than dust, the largest first; 2 · `gap` pixels do not divide them."""
-    labels = label(ndimage.binary_dilation(mask, iterations=gap)) * mask
-    regions = [region for region in regionprops(labels, intensity_image=share)
-               if longer_side(region) > max(11, 0.02 * max(mask.shape))]
-    return sorted(regions, key=longer_side, reverse=True)[:100]  # a screen or a carpet has no end of them
+def surrounds(frame, mark) -> bool:
+    """Whether a region has pixels to the left and to the right, and above or below, of a smaller one."""
+    top, left, bottom, right = np.subtract(mark.bbox, frame.bbox[:2] * 2).clip(0)
+    middle = slice((5 * top + 3 * bottom) // 8, (3 * top + 5 * bottom) // 8)  # the rows at its centre
+    beside, above = frame.image[middle], frame.image[:, left:right]
+    is_around = beside[:, :left].any() and beside[:, right:].any() and above.any()
+    return is_around and 0.2 * min(frame.image.shape) < longer_side(mark) < longer_side(frame)
 
 
 def longer_side(region) -> int:
@@ -247,53 +231,47 @@ def longer_side(region) -> int:
     return max(region.image.shape)
 
 
-def remove_frames(mask: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """A mask (H, W) without boxes, circles, combs, tables and printed rules, but with what is written in or on them.
+def find_regions(mask: np.ndarray, gap: int) -> list:
+    """The parts of a mask (H, W) that are larger than dust, the largest first; 2 · `gap` pixels do not divide them."""
+    regions = regionprops(label(ndimage.binary_dilation(mask, iterations=gap)) * mask)
+    regions = [region for region in regions if longer_side(region) > max(11, 0.02 * max(mask.shape))]
+    return sorted(regions, key=longer_side, reverse=True)[:100]  # a screen or a carpet has no end of them
 
-    A box, a comb or a table has a straight line across, two or more down, and something in it, or on its lines; a
-    circle is closed round a mark; a rule is thinner than a pen's line of its length.
+
+def remove_frames(ink: np.ndarray) -> np.ndarray:
+    """The ink (H, W) without the boxes, circles, combs and tables around marks.
+
+    A box, a comb or a table has a straight line across and two or more down, and what touches these lines stays.
     """
-    regions = find_regions(mask, share, gap=1)
-    mask = mask.copy()
+    regions = find_regions(ink, gap=1)
+    ink = ink.copy()
     for frame in regions[:20]:
-        top, left, bottom, right = frame.bbox
-        size = longer_side(frame)
-        held = [region for region in regions if top < region.centroid[0] < bottom and left < region.centroid[1] < right
-                and 0.06 * size < longer_side(region) < size]
-        across = find_lines(frame.image, 0.8 * (right - left), 0.06 * size, (right - left) / 8)
-        down = []
-        if across:
-            tall = (bottom - top) * (0.8 if len(across) > 1 else 0.35)  # the teeth of a comb are short
-            down = find_lines(frame.image.T, tall, 0.06 * size, tall / 6)
-        elif len(regions) > 1:
-            down = find_lines(frame.image.T, 0.9 * size, 0.02 * size + 1, size / 8)
-        rest = erase(erase(frame.image, across).T, down).T
-        largest = max(map(longer_side, regionprops(label(rest))), default=0)
-        is_box = across and len(down) > 1 and (held or largest > 0.15 * size)
-        is_rule = len(across + down) == 1 and thickness((across + down)[0]) <= 0.02 * size + 1 and largest < 0.6 * size
-        if is_box or is_rule:
-            mask[frame.slice] &= ~frame.image | rest
-        elif any(longer_side(region) > 0.3 * min(frame.image.shape) and is_ring(frame, region) for region in held):
-            mask[frame.slice] &= ~frame.image
-    return mask
+        height, width = frame.image.shape
+        thickest = 0.06 * max(height, width)
+        across = find_lines(frame.image, 0.8 * width, thickest, width / 8)
+        tall = height * (0.35 if len(across) == 1 else 0.8)  # the teeth of a comb are short
+        down = find_lines(frame.image.T, tall, thickest, tall / 6)
+        if across and len(down) > 1:
+            ink[frame.slice] &= ~frame.image | erase(erase(frame.image, across).T, down).T
+        elif any(surrounds(frame, region) for region in regions):
+            ink[frame.slice] &= ~frame.image
+    return ink
 
 
-def find_parts(mask: np.ndarray, share: np.ndarray) -> list:
-    """The connected parts of the ink that may be digits, as regions.
+def find_parts(ink: np.ndarray, share: np.ndarray) -> list:
+    """The connected parts of the ink (H, W) that may be digits, as regions.
 
-    What touches the image's edge is something else, unless it alone is there: a digit that is cut off. Dots, creases
-    and the back of the page are fainter (0.15 of the strongest; pencil beside a pen has 0.5); the end of a shadow is
-    less sharp (0.06 of its depth a pixel; a digit of 28 pixels, enlarged tenfold, has 0.08).
+    What touches the image's edge is something else, unless it alone is there: a digit that is cut off. A printed rule
+    is thinner than a pen's line of its length. Dots, creases and the back of the page are fainter than the rest; an
+    edge of a shadow is less sharp (0.06 of its depth a pixel; a digit of 28 pixels, enlarged tenfold, has 0.08).
     """
-    parts = find_regions(mask, share, gap=3)
-    near = max(mask.shape) // 200
-    inside = [part for part in parts
-              if min(part.bbox[:2]) > near and min(np.subtract(mask.shape, part.bbox[2:])) > near]
-    parts = inside or [part for part in parts if part.area_bbox > 0.4 * mask.size]
-    strongest = max([part.intensity_max for part in parts], default=0)
+    parts = find_regions(clear_border(ink, max(ink.shape) // 200), gap=3)
+    parts = parts or [part for part in find_regions(ink, gap=3) if part.area_bbox > 0.4 * ink.size]
+    strength = [share[part.slice][part.image].max() for part in parts]
     slope = ndimage.gaussian_gradient_magnitude(share, 1)
-    return [part for part in parts if part.intensity_max > 0.2 * strongest
-            and np.percentile(slope[part.slice][part.image], 90) > 0.065 * part.intensity_max]
+    parts = [part for part, strong in zip(parts, strength, strict=True) if strong > 0.2 * max(strength)
+             and np.percentile(slope[part.slice][part.image], 90) > 0.065 * strong]
+    return [part for part in parts if part.axis_minor_length > 0.025 * part.axis_major_length] or parts
 
 
 def centre(ink: np.ndarray) -> np.ndarray:
@@ -326,22 +304,18 @@ def to_mnist(ink: np.ndarray) -> np.ndarray:
 
 
 class Mark(NamedTuple):
-    """What may be a digit."""
+    """What may be a digit: its pixels (n, 2), box, ink (bottom - top, right - left), and form in MNIST (28, 28)."""
 
-    pixels: np.ndarray  # (n, 2): the row and column of each of its pixels
+    pixels: np.ndarray
     top: int
     left: int
     bottom: int
     right: int
-    ink: np.ndarray  # (bottom - top, right - left): how strong the ink is, 1 along the middle of a stroke
-    digit: np.ndarray  # (28, 28): its form in MNIST
+    ink: np.ndarray  # 1 along the middle of a stroke
+    digit: np.ndarray
     probabilities: Tensor  # (10,)
     sure: float  # the largest of these
-
-    @property
-    def size(self) -> int:
-        """Pixels of its longer side."""
-        return max(self.ink.shape)
+    size: int  # pixels of its longer side
 
 
 @cache
@@ -367,71 +341,45 @@ def read_mark(share: np.ndarray, model: nn.Module, pixels: np.ndarray) -> Mark:
     ink /= ndimage.maximum_filter(ink, int(2 * stroke_width(mask)) + 1).clip(1e-3)
     digit = to_mnist(ink)
     probabilities = classify(digit, model)
-    return Mark(pixels, top, left, bottom, right, ink, digit, probabilities, probabilities.max().item())
+    sure = probabilities.max().item()
+    return Mark(pixels, top, left, bottom, right, ink, digit, probabilities, sure, max(ink.shape))
 
 
 def join_broken(marks: list[Mark], read: Callable) -> list[Mark]:
     """Join marks that are near each other where the network is no less sure of both together."""
     marks = sorted(marks, key=lambda mark: -mark.size)
     for first, second in combinations(marks, 2):
-        if may_be_one(first, second):
-            both = read(np.concatenate([first.pixels, second.pixels]))
+        pixels = np.concatenate([first.pixels, second.pixels])
+        height, width = np.ptp(pixels, axis=0) + 1
+        size = max(height, width)
+        is_shape = width < 1.3 * height and size < 2 * first.size
+        if is_shape and cKDTree(first.pixels).query(second.pixels)[0].min() < 0.2 * size:
+            both = read(pixels)
             if both.sure > max(first.sure, second.sure) - 0.03:
                 return join_broken([both, *(mark for mark in marks if mark is not first and mark is not second)], read)
     return marks
 
 
-def may_be_one(first: Mark, second: Mark) -> bool:
-    """Whether two marks are near enough; pieces of which the network is unsure, or small ones, may be further apart."""
-    height = max(first.bottom, second.bottom) - min(first.top, second.top)
-    width = max(first.right, second.right) - min(first.left, second.left)
-    size = max(height, width)
-    if width > 1.3 * height or size > 2 * first.size:
-        return False
-    is_piece = max(first.sure, second.sure) < 0.9 or second.size < 0.5 * first.size
-    return cKDTree(first.pixels).query(second.pixels)[0].min() < (0.3 if is_piece else 0.1) * size
-
-
 def split_touching(mark: Mark, read: Callable) -> list[Mark]:
-    """Cut a wide mark where there is little ink, upright or aslant, where the network is surer of the pieces."""
+    """Cut a wide mark where there is little ink, upright or aslant, if the network is surer of the two pieces."""
     height, width = mark.ink.shape
     if width < 0.8 * height:
         return [mark]
-    best, pieces = mark.sure, [mark]
-    for slant in (-0.4, 0, 0.4) if width > 1.1 * height else (0,):  # columns to the right for each row
+    best, pieces = mark.sure, []
+    for slant in (-0.4, 0, 0.4):  # columns to the right for each row
         columns = np.round(mark.pixels[:, 1] + slant * mark.pixels[:, 0]).astype(int)
-        score, cut = best_cuts(mark, columns - columns.min(), read)
-        if score > best:
-            best, pieces = score, cut
-    return pieces
-
-
-def best_cuts(mark: Mark, columns: np.ndarray, read: Callable) -> tuple[float, list[Mark]]:
-    """The largest product of the pieces' probabilities, and the pieces, of a mark whose pixels lie in these columns."""
-    height, width = mark.ink.shape
-    ink = ndimage.uniform_filter1d(np.bincount(columns).astype(float), 3)
-    cuts, _ = find_peaks(-ink, height=-0.4 * height, distance=max(1, height // 8))
-    if width < 1.3 * height:  # two digits that touch are held by one stroke, the halves of one by more
-        cuts = [cut for cut in cuts if np.all(np.diff(np.sort(mark.pixels[columns == cut, 0])) == 1)]
-    best = {0: (1.0, [])}  # up to each cut: the product, and the pieces
-    for end in [*cuts, len(ink)]:
-        options = []
-        for start, (score, pieces) in best.items():
-            pixels = mark.pixels[(columns >= start) & (columns < end)]
-            tall, wide = np.ptp(pixels, axis=0) + 1
-            if tall > max(0.5 * height, 0.8 * wide):
-                piece = read(pixels)
-                options.append((score * piece.sure, [*pieces, piece]))
-        if options:
-            best[end] = max(options, key=lambda option: option[0])
-    return best.get(len(ink), (0, []))
-
-
-def choose_marks(marks: list[Mark]) -> list[Mark]:
-    """The marks of a digit's size, as the largest shows of which the network is sure; and no bars."""
-    usual = max([mark.size * mark.sure for mark in marks], default=0)
-    return [mark for mark in marks if mark.size > 0.35 * usual
-            and mark.right - mark.left < 3 * (mark.bottom - mark.top)]
+        columns -= columns.min()
+        ink = ndimage.uniform_filter1d(np.bincount(columns).astype(float), 3)
+        cuts, _ = find_peaks(-ink, height=-0.4 * height, distance=max(1, height // 8))
+        for cut in cuts:
+            sides = [mark.pixels[columns < cut], mark.pixels[columns >= cut]]
+            heights, widths = np.transpose([np.ptp(side, axis=0) + 1 for side in sides])
+            if np.all(heights > np.maximum(0.5 * height, 0.8 * widths)):
+                both = [read(side) for side in sides]
+                score = both[0].sure * both[1].sure
+                if score > best:
+                    best, pieces = score, both
+    return [part for piece in pieces for part in split_touching(piece, read)] or [mark]
 
 
 def reading_order(marks: list[Mark]) -> list[Mark]:
@@ -467,15 +415,15 @@ def prepare_digits(image: Picture, model: nn.Module | None = None) -> tuple[list
     colours = load_colours(image)
     share = missing_light(cover_table(colours))
     visible, ink = find_ink(share)
-    ink = remove_frames(remove_lines(ink, visible), share)
+    ink = remove_frames(remove_lines(ink, visible))
     read = partial(read_mark, share, model or stored_network())
     marks = join_broken([read(part.coords) for part in find_parts(ink, share)], read)
     marks = [piece for mark in marks for piece in split_touching(mark, read)]
-    marks = reading_order(choose_marks(marks))
+    usual = max([mark.size * mark.sure for mark in marks], default=0)  # a digit's size
+    marks = [mark for mark in marks if mark.size > 0.35 * usual and mark.right - mark.left < 3 * len(mark.ink)]
     if not marks:
-        what = "only lines, edges or specks are" if ink.any() else "nothing is"
-        raise ValueError(f"no digit: {what} darker or brighter than the paper")
-    return [step.astype(np.float32) for step in (colours.mean(axis=0), share, ink)], marks
+        raise ValueError("no digit: nothing of a digit's size and shape is darker or brighter than the paper")
+    return [step.astype(np.float32) for step in (colours.mean(axis=0), share, ink)], reading_order(marks)
 
 
 def the_digit(marks: list[Mark]) -> Mark:
@@ -486,9 +434,9 @@ def the_digit(marks: list[Mark]) -> Mark:
     return sure[0]
 
 
-def prepare_digit(image: Picture) -> Preparation:
+def prepare_digit(image: Picture, model: nn.Module | None = None) -> Preparation:
     """The steps from an image to MNIST's form of the digit in it; the errors are those of `predict_digit`."""
-    steps, marks = prepare_digits(image)
+    steps, marks = prepare_digits(image, model)
     mark = the_digit(marks)
     return Preparation(*steps, mark.ink, mark.digit)
 
