@@ -262,14 +262,15 @@ def find_parts(ink: np.ndarray, share: np.ndarray) -> list:
     """The connected parts of the ink (H, W) that may be digits, as regions.
 
     What touches the image's edge is something else, unless it alone is there: a digit that is cut off. A printed rule
-    is thinner than a pen's line of its length. Dots, creases and the back of the page are fainter than the rest; an
-    edge of a shadow is less sharp (0.06 of its depth a pixel; a digit of 28 pixels, enlarged tenfold, has 0.08).
+    is thinner than a pen's line of its length. The paper's own marks are faint (below 0.1 of its light; real pencil has
+    0.4); dots, creases and the back of the page are fainter than the rest; the edge of a shadow is less sharp (0.06 of
+    its depth a pixel; a digit of 28 pixels, enlarged tenfold, has 0.08).
     """
     parts = find_regions(clear_border(ink, max(ink.shape) // 200), gap=3)
     parts = parts or [part for part in find_regions(ink, gap=3) if part.area_bbox > 0.4 * ink.size]
     strength = [share[part.slice][part.image].max() for part in parts]
     slope = ndimage.gaussian_gradient_magnitude(share, 1)
-    parts = [part for part, strong in zip(parts, strength, strict=True) if strong > 0.2 * max(strength)
+    parts = [part for part, strong in zip(parts, strength, strict=True) if strong > max(0.15, 0.2 * max(strength))
              and np.percentile(slope[part.slice][part.image], 90) > 0.065 * strong]
     return [part for part in parts if part.axis_minor_length > 0.025 * part.axis_major_length] or parts
 

@@ -144,7 +144,8 @@ RULED = LIGHT - 50 * (np.arange(300)[:, None] % 24 < 2)
 
 @pytest.mark.parametrize("image", [
     np.full((28, 28), 7.0), LIGHT + RNG.normal(0, 5, LIGHT.shape), LIGHT.T * 1.5 - 120, RULED, RULED.T,
-    Image.new("RGBA", (50, 50)), draw([(100, 100), (104, 100)], width=4),  # a speck
+    Image.new("RGBA", (50, 50)), ROOT / "images" / "photo-blank.jpg",
+    draw([(100, 100), (104, 100)], width=4),  # a speck
 ])
 def test_pages_without_a_digit(image):
     with pytest.raises(ValueError, match="no digit"):
