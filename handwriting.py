@@ -372,6 +372,8 @@ def split_touching(mark: Mark, read: Callable) -> list[Mark]:
         columns -= columns.min()
         ink = ndimage.uniform_filter1d(np.bincount(columns).astype(float), 3)
         cuts, _ = find_peaks(-ink, height=-0.4 * height, distance=max(1, height // 8))
+        if width < 1.3 * height:  # two digits that touch are held by one stroke, the halves of one by more
+            cuts = [cut for cut in cuts if np.all(np.diff(np.sort(mark.pixels[columns == cut, 0])) == 1)]
         for cut in cuts:
             sides = [mark.pixels[columns < cut], mark.pixels[columns >= cut]]
             heights, widths = np.transpose([np.ptp(side, axis=0) + 1 for side in sides])
