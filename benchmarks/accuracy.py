@@ -210,11 +210,6 @@ def paired_difference(runs: list[dict], others: list[dict], value) -> tuple[floa
     return statistics.mean(differences), student * statistics.stdev(differences) / len(differences) ** 0.5
 
 
-def read_public() -> list[dict]:
-    """Other people's published results with small networks, one run each, with their sources."""
-    return json.loads(RECORDS.with_name("public.json").read_text(encoding="utf-8"))
-
-
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     """The options and the recipes of the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=(__doc__ or "").split("\n\n")[0])

@@ -26,7 +26,7 @@ def numbers() -> dict[str, str]:
                   f"{recipe}.high": f"{summary.maximum:.2f}", f"{recipe}.epochs": f"{len(runs[0]['accuracy'])}",
                   f"{recipe}.platform": runs[0]["precision"],
                   f"{recipe}.calibration": f"{statistics.mean(run['calibration_error'] for run in runs):.2f}"}
-    for recipe, networks in robustness.read_results()["networks"].items():
+    for recipe, networks in json.loads(robustness.RESULTS.read_text(encoding="utf-8"))["networks"].items():
         runs = list(networks.values())
         by_network = [statistics.mean(robustness.mean_by_corruption([run]).values()) for run in runs]
         found |= {f"{recipe}.mnist_c": f"{statistics.mean(by_network):.1f}",
@@ -46,7 +46,7 @@ def numbers() -> dict[str, str]:
     for method in "predict_digit", "predict_simply":
         share = statistics.mean(record["simulated"]["kinds"][kind][method]["right"] for kind in photos.KINDS)
         found[f"simulated.{method}"] = f"{share:.1f}"
-    pipelines = speed.read_results()["pipelines"]["measured"]
+    pipelines = json.loads(speed.RESULTS.read_text(encoding="utf-8"))["pipelines"]["measured"]
     found["speed.ratio"] = f"{speed.ratio(pipelines['conventional'], pipelines['ours'])[0]:.1f}"
     return found
 

@@ -198,11 +198,6 @@ def read_mnist_c(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
     return corruptions
 
 
-def read_results() -> dict:
-    """The results on record."""
-    return json.loads(RESULTS.read_text(encoding="utf-8"))
-
-
 def mean_by_corruption(networks: list[dict]) -> dict[str, float]:
     """The mean accuracy of several networks, as the results hold them, on each corruption of MNIST-C."""
     names = [name for name in networks[0]["mnist_c"] if name != "identity"]

@@ -110,18 +110,14 @@ def ratio(over: list[float], under: list[float]) -> tuple[float, float, float]:
     return statistics.median(quotients), min(quotients), max(quotients)
 
 
-def read_results(path: Path = RESULTS) -> dict[str, dict]:
-    """The last measurement of each part, with its environment."""
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--device", default=utils.get_device().type, help="default: the fastest")
     device = torch.device(parser.parse_args().device)
     environment = {**utils.describe_environment(device), "commit": describe_commit(),
                    "precision": utils.training_precision(Config(), device)}
-    results = {**read_results(), "pipelines": {"measured": measure_pipelines(device), "environment": environment}}
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    results["pipelines"] = {"measured": measure_pipelines(device), "environment": environment}
     RESULTS.write_text(json.dumps(results) + "\n", encoding="utf-8")
 
 
