@@ -1,7 +1,6 @@
 """Read handwritten digits in photographs, scans and drawings with a network that knows MNIST only.
 
-The steps stand in `prepare_digits`: find the ink, take lines and frames away, let the network classify each part, join
-what is broken, split what touches, and keep the marks of a digit's size.
+`prepare_digits` finds ink, removes lines and frames, classifies each part, joins what is broken, splits what touches.
 """
 
 import base64
@@ -19,9 +18,8 @@ from PIL import Image, ImageOps
 from scipy import ndimage
 from scipy.signal import find_peaks
 from scipy.spatial import cKDTree
-from skimage.filters import apply_hysteresis_threshold, rank, threshold_otsu
+from skimage.filters import apply_hysteresis_threshold
 from skimage.measure import label, perimeter_crofton, regionprops
-from skimage.morphology import convex_hull_image, disk
 from skimage.segmentation import clear_border
 from torch import Tensor, nn
 
@@ -29,8 +27,7 @@ from mnist import normalise
 from model import IMAGE_SHAPE
 from utils import ROOT, load_run, predict
 
-# a path, a `data:` URL, a file's bytes, an open file, a PIL image, or an array or tensor (H, W), (H, W, 1 to 4) or
-# (1 or 3, H, W), also with further sides of 1, of any usual range
+# a path, a `data:` URL, a file's bytes, an open file, a PIL image, or an array or tensor of one, of any usual range
 Picture = Image.Image | np.ndarray | Tensor | str | os.PathLike | bytes | BinaryIO
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in shares of the image's width and height
 
@@ -57,17 +54,16 @@ def open_image(picture: Picture) -> Image.Image:
 
 
 def array_image(array: np.ndarray | Tensor) -> Image.Image:
-    """An array or tensor as an image; unless it has 8 bits, white is its largest value."""
+    """An array or tensor, also with sides of 1, as an image; unless it has 8 bits, its largest value is white."""
     if isinstance(array, Tensor):
         array = array.detach().cpu().float().numpy()
     pixels = np.squeeze(array)
     if pixels.ndim == 3 and len(pixels) == 3 and pixels.shape[2] > 4:
         pixels = pixels.transpose(1, 2, 0)
-    if pixels.dtype.kind not in "buif" or pixels.ndim not in (2, 3) or pixels.shape[2:] > (4,):
-        raise ValueError(f"a {type(array).__name__} of shape {pixels.shape} is not one image: give a path, PIL image, "
-                         "or an array or tensor of shape (H, W), (H, W, 1 to 4) or (1 or 3, H, W)")
-    if not np.isfinite(pixels).all():
-        raise ValueError("the image has values that are not finite")
+    is_image = pixels.ndim in (2, 3) and pixels.shape[2:] <= (4,)
+    if pixels.dtype.kind not in "buif" or not is_image or not np.isfinite(pixels).all():
+        raise ValueError(f"a {type(array).__name__} of shape {pixels.shape} is not one image: give a path, a PIL image "
+                         "or finite values of shape (H, W), (H, W, 1 to 4) or (1 or 3, H, W)")
     if pixels.dtype != np.uint8:
         pixels = pixels.astype(np.float32) - min(0, pixels.min())
         pixels = (pixels * (255 / max(pixels.max(), 1e-6))).astype(np.uint8)
@@ -86,8 +82,7 @@ def load_colours(picture: Picture) -> np.ndarray:
     image = image.convert("RGBA").resize(size, smooth, reducing_gap=2)
     *colours, opacity = np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / 255
     colours = np.stack(colours) * opacity
-    behind = float(colours.mean() < 0.5 * opacity.mean())
-    return colours + behind * (1 - opacity)
+    return colours + (colours.mean() < 0.5 * opacity.mean()) * (1 - opacity)
 
 
 def resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -101,64 +96,32 @@ def shrink(image: np.ndarray, longer: int) -> np.ndarray:
     return resize(image, tuple(max(1, round(length * longer / max(image.shape))) for length in image.shape))
 
 
-def cover_table(colours: np.ndarray) -> np.ndarray:
-    """Give what is around a light sheet in the picture (3, H, W), the table and a thumb, the sheet's colour.
+def find_paper(channel: np.ndarray, window: int) -> np.ndarray:
+    """The light of the paper at each pixel of a channel (H, W): what is darker than it and narrower is filled.
 
-    The sheet is the convex middle of the brighter half, without what is narrower than half of it.
+    This is morphological closing, at 128 pixels. It follows the edges of shadows, sheets and tables, which are wider.
     """
-    small = shrink(colours.mean(axis=0), 128)
-    bright = small >= threshold_otsu(small)
-    inside = ndimage.distance_transform_edt(ndimage.binary_fill_holes(bright))
-    near = ndimage.distance_transform_edt(inside <= inside.max() / 2) < 0.7 * inside.max()
-    area = convex_hull_image(bright & near)
-    if not 0.12 < area.mean() < 1 or bright[area].mean() < 0.85:
-        return colours
-    edge = area & ndimage.binary_dilation(~area, iterations=4)
-    around = ~area & ndimage.binary_dilation(area, iterations=4)
-    at_border = np.concatenate([area[0], area[-1], area[:, 0], area[:, -1]]).mean() > 0.1
-    if np.median(small[edge]) < (2 if at_border else 1.3) * np.median(small[around]):
-        return colours
-    inner = ndimage.binary_erosion(area, iterations=2, border_value=1)
-    nearest = ndimage.distance_transform_edt(~inner, return_distances=False, return_indices=True)
-    filled = [resize(shrink(channel, 128)[tuple(nearest)], channel.shape) for channel in colours]
-    return np.where(resize(inner, colours.shape[1:]) > 0.5, colours, filled)
-
-
-def find_ground(channel: np.ndarray) -> np.ndarray:
-    """The light (h, w) of the paper in a channel (H, W), of 128 pixels: the median in a disc, then of what is no ink.
-
-    The disc is wider than two strokes; a median follows the straight edge of a shadow.
-    """
-    radius = 34
-    small = (shrink(channel, 128).clip(0, 1) * 255 + 0.5).astype(np.uint8)
-    padded = np.pad(small, radius, mode="symmetric")
-    rough = rank.median(padded, disk(radius))
-    paper = abs(rough.astype(int) - padded) < 10
-    filled = np.where(paper, padded, rough)[radius:-radius, radius:-radius]
-    light = np.pad(filled.astype(float), radius, mode="reflect", reflect_type="odd").clip(0, 255)  # goes on as it does
-    fine = rank.median(light.astype(np.uint8), disk(radius // 2), mask=paper)
-    return np.where(fine > 0, fine, rough)[radius:-radius, radius:-radius] / np.float32(255)
+    light = np.pad(ndimage.median_filter(shrink(channel, 128), 3), window, mode="edge")
+    paper = ndimage.grey_closing(light, window)[window:-window, window:-window]
+    return resize(ndimage.minimum_filter(paper, 5), channel.shape)  # edges are no ink
 
 
 def missing_light(colours: np.ndarray) -> np.ndarray:
-    """The share of the paper's light that is missing at each pixel (H, W), or in excess where ink is the brighter.
+    """The share of the paper's light that is missing at each pixel (H, W) of an image (3, H, W).
 
-    Where a bold digit fills the picture, as in a drawing, the light is taken as even.
+    Light ink is looked for in the negative. Where a bold digit fills the picture, the light is taken as even.
     """
-    share = light_difference(colours, [find_ground(channel) for channel in colours])
+    window = 33  # of 128 pixels: wider than a stroke
+    grey = shrink(colours.mean(axis=0), 128)
+    detail = grey - ndimage.uniform_filter(grey, window)
+    if (detail.clip(0) ** 3).sum() > 2 * ((-detail).clip(0) ** 3).sum():  # strong ink counts
+        colours = 1 - colours
+    paper = np.stack([find_paper(channel, window) for channel in colours])
+    share = ((paper - colours) / paper.clip(0.2)).max(axis=0)
     if (share > 0.2).mean() > 0.08:
-        share = light_difference(colours, [np.full((8, 8), np.median(channel)) for channel in colours])
-    return ndimage.gaussian_filter(share, 1)
-
-
-def light_difference(colours: np.ndarray, grounds: list[np.ndarray]) -> np.ndarray:
-    """The share of the light of the grounds, one of each channel, that is missing (H, W), or in excess."""
-    shape = colours.shape[1:]
-    low = np.stack([resize(ndimage.minimum_filter(ground, 5), shape) for ground in grounds])  # edges are no ink
-    high = np.stack([resize(ndimage.maximum_filter(ground, 5), shape) for ground in grounds])
-    missing = ((low - colours) / low.clip(0.2)).max(axis=0).clip(0, 1)
-    excess = ((colours - high) / (1 - high).clip(0.3)).max(axis=0).clip(0, 1)
-    return excess if (excess**3).sum() > 2 * (missing**3).sum() else missing  # strong ink counts
+        paper = np.median(colours, axis=(1, 2), keepdims=True)
+        share = ((paper - colours) / paper.clip(0.2)).max(axis=0)
+    return ndimage.gaussian_filter(share.clip(0, 1), 1)
 
 
 def find_ink(share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -166,11 +129,10 @@ def find_ink(share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     So pencil is read beside a felt pen, and a stroke's faint end (0.15) where it joins the rest of it (0.35).
     """
-    side = max(share.shape)
-    window = int(0.1 * side)
+    window = max(share.shape) // 10
     paper = share < 0.1
     grain = ndimage.uniform_filter(share * paper, window) / ndimage.uniform_filter(paper * 1.0, window).clip(0.01)
-    strength = share / ndimage.maximum_filter(share, int(0.01 * side) * 2 + 1).clip(1e-3)
+    strength = share / ndimage.maximum_filter(share, window // 10 * 2 + 1).clip(1e-3)
     visible = share > np.maximum(0.05, 5 * grain)
     return visible, apply_hysteresis_threshold(np.where(visible, strength, 0), 0.15, 0.35)
 
@@ -191,9 +153,7 @@ def find_lines(mask: np.ndarray, span: float, thickest: float, length: float) ->
 
 def erase(mask: np.ndarray, lines: list) -> np.ndarray:
     """A mask (H, W) without these horizontal lines, but with the strokes that cross them."""
-    if not lines:
-        return mask
-    tall = int(2 * max(map(thickness, lines)) + 2) | 1
+    tall = int(2 * max(map(thickness, lines), default=0) + 2) | 1
     strokes = ndimage.grey_opening(mask, (tall, 1), mode="constant")
     drawn = np.zeros_like(mask)
     for line in lines:
@@ -201,14 +161,14 @@ def erase(mask: np.ndarray, lines: list) -> np.ndarray:
     return mask & (strokes | ~ndimage.binary_dilation(drawn, np.ones((3, 1))))
 
 
-def remove_lines(ink: np.ndarray, visible: np.ndarray) -> np.ndarray:
+def remove_lines(visible: np.ndarray, ink: np.ndarray) -> np.ndarray:
     """The ink (H, W) without the lines that begin at an edge of the image, and go on in all that is visible (H, W)."""
     side = max(ink.shape)
     for _ in range(2):  # horizontal, then vertical lines
         lines = find_lines(visible, 0.1 * side, 0.015 * side + 2, 0.1 * side)
-        near, far = 0.02 * side, ink.shape[1] - 0.02 * side
-        ink = erase(ink, [line for line in lines if line.bbox[1] < near or line.bbox[3] > far]).T
-        visible = visible.T
+        edge, other = 0.02 * side, ink.shape[1] - 0.02 * side
+        lines = [line for line in lines if line.bbox[1] < edge or line.bbox[3] > other]
+        ink, visible = erase(ink, lines).T, visible.T
     return ink
 
 
@@ -220,22 +180,16 @@ def stroke_width(mask: np.ndarray) -> float:
 def surrounds(frame, mark) -> bool:
     """Whether a region has pixels to the left and to the right, and above or below, of a smaller one."""
     top, left, bottom, right = np.subtract(mark.bbox, frame.bbox[:2] * 2).clip(0)
-    middle = slice((5 * top + 3 * bottom) // 8, (3 * top + 5 * bottom) // 8)  # the rows at its centre
-    beside, above = frame.image[middle], frame.image[:, left:right]
-    is_around = beside[:, :left].any() and beside[:, right:].any() and above.any()
-    return is_around and 0.2 * min(frame.image.shape) < longer_side(mark) < longer_side(frame)
-
-
-def longer_side(region) -> int:
-    """The height or the width of a region's box."""
-    return max(region.image.shape)
+    beside = frame.image[(5 * top + 3 * bottom) // 8:(3 * top + 5 * bottom) // 8]  # the rows at its centre
+    is_around = beside[:, :left].any() and beside[:, right:].any() and frame.image[:, left:right].any()
+    return is_around and 0.2 * min(frame.image.shape) < max(mark.image.shape) < max(frame.image.shape)
 
 
 def find_regions(mask: np.ndarray, gap: int) -> list:
     """The parts of a mask (H, W) that are larger than dust, the largest first; 2 · `gap` pixels do not divide them."""
     regions = regionprops(label(ndimage.binary_dilation(mask, iterations=gap)) * mask)
-    regions = [region for region in regions if longer_side(region) > max(11, 0.02 * max(mask.shape))]
-    return sorted(regions, key=longer_side, reverse=True)[:100]  # a screen or a carpet has no end of them
+    regions = [region for region in regions if max(region.image.shape) > max(11, 0.02 * max(mask.shape))]
+    return sorted(regions, key=lambda region: -max(region.image.shape))[:100]  # a carpet has no end of them
 
 
 def remove_frames(ink: np.ndarray) -> np.ndarray:
@@ -263,14 +217,12 @@ def find_parts(ink: np.ndarray, share: np.ndarray) -> list:
 
     What touches the image's edge is something else, unless it alone is there: a digit that is cut off. A printed rule
     is thinner than a pen's line of its length. The paper's own marks are faint (below 0.1 of its light; real pencil has
-    0.4); dots, creases and the back of the page are fainter than the rest; the edge of a shadow is less sharp (0.06 of
-    its depth a pixel; a digit of 28 pixels, enlarged tenfold, has 0.08).
+    0.4), and a shadow's edge is less sharp (0.06 of its depth a pixel; a digit of 28 pixels, enlarged, has 0.08).
     """
     parts = find_regions(clear_border(ink, max(ink.shape) // 200), gap=3)
     parts = parts or [part for part in find_regions(ink, gap=3) if part.area_bbox > 0.4 * ink.size]
-    strength = [share[part.slice][part.image].max() for part in parts]
     slope = ndimage.gaussian_gradient_magnitude(share, 1)
-    parts = [part for part, strong in zip(parts, strength, strict=True) if strong > max(0.15, 0.2 * max(strength))
+    parts = [part for part in parts if (strong := share[part.slice][part.image].max()) > 0.15
              and np.percentile(slope[part.slice][part.image], 90) > 0.065 * strong]
     return [part for part in parts if part.axis_minor_length > 0.025 * part.axis_major_length] or parts
 
@@ -280,10 +232,7 @@ def centre(ink: np.ndarray) -> np.ndarray:
 
     So LeCun, Cortes and Burges describe it; on average MNIST's centres lie at 14.5.
     """
-    box = ndimage.find_objects(ink > 0.5, max_label=1)[0]
-    if box is None:
-        raise ValueError("no digit: no ink")
-    small = shrink(ink[box], 20).clip(0, 1)
+    small = shrink(ink[ndimage.find_objects(ink > 0.5, max_label=1)[0]], 20).clip(0, 1)
     corner = np.floor(14.5 - np.array(ndimage.center_of_mass(small)))
     top, left = corner.clip(0, 28 - np.array(small.shape)).astype(int)
     image = np.zeros((28, 28), np.float32)
@@ -305,15 +254,12 @@ def to_mnist(ink: np.ndarray) -> np.ndarray:
 
 
 class Mark(NamedTuple):
-    """What may be a digit: its pixels (n, 2), box, ink (bottom - top, right - left), and form in MNIST (28, 28)."""
+    """What may be a digit."""
 
-    pixels: np.ndarray
-    top: int
-    left: int
-    bottom: int
-    right: int
-    ink: np.ndarray  # 1 along the middle of a stroke
-    digit: np.ndarray
+    pixels: np.ndarray  # (n, 2)
+    box: tuple[int, int, int, int]  # left, top, right, bottom
+    ink: np.ndarray  # within the box; 1 along the middle of a stroke
+    digit: np.ndarray  # (28, 28)
     probabilities: Tensor  # (10,)
     sure: float  # the largest of these
     size: int  # pixels of its longer side
@@ -343,7 +289,7 @@ def read_mark(share: np.ndarray, model: nn.Module, pixels: np.ndarray) -> Mark:
     digit = to_mnist(ink)
     probabilities = classify(digit, model)
     sure = probabilities.max().item()
-    return Mark(pixels, top, left, bottom, right, ink, digit, probabilities, sure, max(ink.shape))
+    return Mark(pixels, (left, top, right, bottom), ink, digit, probabilities, sure, max(ink.shape))
 
 
 def join_broken(marks: list[Mark], read: Callable) -> list[Mark]:
@@ -366,67 +312,52 @@ def split_touching(mark: Mark, read: Callable) -> list[Mark]:
     height, width = mark.ink.shape
     if width < 0.8 * height:
         return [mark]
-    best, pieces = mark.sure, []
+    ways = [[mark]]
     for slant in (-0.4, 0, 0.4):  # columns to the right for each row
         columns = np.round(mark.pixels[:, 1] + slant * mark.pixels[:, 0]).astype(int)
         columns -= columns.min()
         ink = ndimage.uniform_filter1d(np.bincount(columns).astype(float), 3)
-        cuts, _ = find_peaks(-ink, height=-0.4 * height, distance=max(1, height // 8))
-        if width < 1.3 * height:  # two digits that touch are held by one stroke, the halves of one by more
-            cuts = [cut for cut in cuts if np.all(np.diff(np.sort(mark.pixels[columns == cut, 0])) == 1)]
-        for cut in cuts:
+        for cut in find_peaks(-ink, height=-0.4 * height, distance=max(1, height // 8))[0]:
             sides = [mark.pixels[columns < cut], mark.pixels[columns >= cut]]
             heights, widths = np.transpose([np.ptp(side, axis=0) + 1 for side in sides])
             if np.all(heights > np.maximum(0.5 * height, 0.8 * widths)):
-                both = [read(side) for side in sides]
-                score = both[0].sure * both[1].sure
-                if score > best:
-                    best, pieces = score, both
-    return [part for piece in pieces for part in split_touching(piece, read)] or [mark]
+                ways.append([read(side) for side in sides])
+    best = max(ways, key=lambda pieces: np.prod([piece.sure for piece in pieces]))
+    return [part for piece in best for part in split_touching(piece, read)] if len(best) > 1 else best
 
 
 def reading_order(marks: list[Mark]) -> list[Mark]:
     """Rows from top to bottom, in each from left to right; a row may lean: each mark is beside the one before it."""
     rows: list[list[Mark]] = []
-    for mark in sorted(marks, key=lambda mark: mark.left):
+    for mark in sorted(marks, key=lambda mark: mark.box):
         for row in rows:
-            overlap = min(mark.bottom, row[-1].bottom) - max(mark.top, row[-1].top)
-            if overlap > 0.4 * min(len(mark.ink), len(row[-1].ink)):
+            (_, top, _, bottom), (_, last_top, _, last_bottom) = mark.box, row[-1].box
+            if min(bottom, last_bottom) - max(top, last_top) > 0.4 * min(bottom - top, last_bottom - last_top):
                 row.append(mark)
                 break
         else:
             rows.append([mark])
-    rows.sort(key=lambda row: np.mean([mark.top for mark in row]))
+    rows.sort(key=lambda row: np.mean([mark.box[1] for mark in row]))
     return [mark for row in rows for mark in row]
 
 
-class Preparation(NamedTuple):
-    """The steps from an image to MNIST's form, each a float32 array (H, W) in [0, 1]."""
-
-    grey: np.ndarray  # the image
-    missing_light: np.ndarray  # the share of the paper's light that is missing
-    ink: np.ndarray  # where it is ink, lines taken away
-    mark: np.ndarray  # the ink of the digit, within its box
-    digit: np.ndarray  # (28, 28): strokes of MNIST's weight, 20 pixels high or wide, around their centre of mass
-
-
-def prepare_digits(image: Picture, model: nn.Module | None = None) -> tuple[list[np.ndarray], list[Mark]]:
-    """The first three steps of `Preparation`, which all marks share, and the marks in reading order.
+def prepare_digits(image: Picture, model: nn.Module | None = None) -> tuple[dict[str, np.ndarray], list[Mark]]:
+    """The steps that all marks of an image share, and the marks in reading order; see `prepare_digit`.
 
     ValueError says what is wrong with the image, or that it has no marks; OSError that a file is missing or damaged.
     """
     colours = load_colours(image)
-    share = missing_light(cover_table(colours))
-    visible, ink = find_ink(share)
-    ink = remove_frames(remove_lines(ink, visible))
+    share = missing_light(colours)
+    ink = remove_frames(remove_lines(*find_ink(share)))
     read = partial(read_mark, share, model or stored_network())
     marks = join_broken([read(part.coords) for part in find_parts(ink, share)], read)
     marks = [piece for mark in marks for piece in split_touching(mark, read)]
     usual = max([mark.size * mark.sure for mark in marks], default=0)  # a digit's size
-    marks = [mark for mark in marks if mark.size > 0.35 * usual and mark.right - mark.left < 3 * len(mark.ink)]
+    marks = [mark for mark in marks if mark.size > 0.35 * usual and mark.ink.shape[1] < 3 * len(mark.ink)]
     if not marks:
         raise ValueError("no digit: nothing of a digit's size and shape is darker or brighter than the paper")
-    return [step.astype(np.float32) for step in (colours.mean(axis=0), share, ink)], reading_order(marks)
+    steps = {"grey": colours.mean(axis=0), "missing light": share, "ink": ink.astype(np.float32)}
+    return steps, reading_order(marks)
 
 
 def the_digit(marks: list[Mark]) -> Mark:
@@ -437,11 +368,15 @@ def the_digit(marks: list[Mark]) -> Mark:
     return sure[0]
 
 
-def prepare_digit(image: Picture, model: nn.Module | None = None) -> Preparation:
-    """The steps from an image to MNIST's form of the digit in it; the errors are those of `predict_digit`."""
+def prepare_digit(image: Picture, model: nn.Module | None = None) -> dict[str, np.ndarray]:
+    """The steps from an image to MNIST's form of the digit in it, float32 (H, W) in [0, 1].
+
+    They are the image in grey, the share of the paper's light that is missing, where that is ink, without lines, the
+    ink in the digit's box, and the digit (28, 28). The errors are those of `predict_digit`.
+    """
     steps, marks = prepare_digits(image, model)
     mark = the_digit(marks)
-    return Preparation(*steps, mark.ink, mark.digit)
+    return steps | {"mark": mark.ink, "digit": mark.digit}
 
 
 def predict_digit(image: Picture, model: nn.Module | None = None) -> tuple[int, Tensor]:
@@ -459,7 +394,7 @@ def predict_digits(image: Picture, model: nn.Module | None = None) -> list[tuple
 
     What cannot be read has a low probability. The errors are those of `predict_digit`.
     """
-    (grey, *_), marks = prepare_digits(image, model)
-    height, width = grey.shape
-    return [(int(mark.probabilities.argmax()), mark.probabilities,
-             (mark.left / width, mark.top / height, mark.right / width, mark.bottom / height)) for mark in marks]
+    steps, marks = prepare_digits(image, model)
+    size = steps["grey"].shape[::-1] * 2
+    return [(int(mark.probabilities.argmax()), mark.probabilities, tuple(np.divide(mark.box, size).tolist()))
+            for mark in marks]

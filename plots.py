@@ -166,7 +166,7 @@ def plot_preparation(steps: dict[str, np.ndarray], probabilities: Tensor) -> Fig
     """Draw the steps (H, W) of the preparation of a photo, and the ten probabilities."""
     figure, axes = plt.subplots(1, len(steps) + 1, figsize=(FIGURE_WIDTH, FIGURE_WIDTH / (len(steps) + 1) + 0.3))
     for axis, (name, pixels) in zip(axes, steps.items(), strict=False):
-        show_image(axis, pixels, name.replace("_", " "), cmap="gray" if name == "grey" else "gray_r", vmin=0, vmax=1)
+        show_image(axis, pixels, name, cmap="gray" if name == "grey" else "gray_r", vmin=0, vmax=1)
     axes[-1].bar(range(NUM_CLASSES), probabilities.tolist())
     axes[-1].set(xticks=range(NUM_CLASSES), yticks=[], ylim=(0, 1))
     axes[-1].set_title(f"predicted: {int(probabilities.argmax())}", fontsize=10)

@@ -50,10 +50,11 @@ def test_form_is_that_of_mnist(test_set):
     differences = []
     for image in test_set[0][:8, 0].numpy():
         steps = prepare_digit(np.kron(255 - image, np.ones((8, 8), dtype=np.uint8)))
-        rows, columns = np.nonzero(steps.digit)
+        rows, columns = np.nonzero(steps["digit"])
         assert max(np.ptp(rows), np.ptp(columns)) + 1 == 20
-        assert all((step.dtype, step.ndim) == (np.float32, 2) and 0 <= step.min() <= step.max() <= 1 for step in steps)
-        differences.append(abs(steps.digit - image / 255).mean())
+        assert all((step.dtype, step.ndim) == (np.float32, 2) and 0 <= step.min() <= step.max() <= 1
+                   for step in steps.values())
+        differences.append(abs(steps["digit"] - image / 255).mean())
     assert np.mean(differences) < 0.05
 
 
