@@ -97,7 +97,7 @@ def shrink(image: np.ndarray, longer: int) -> np.ndarray:
 
 
 def find_paper(channel: np.ndarray, window: int) -> np.ndarray:
-    """The light of the paper at each pixel of a channel (H, W): what is darker than it and narrower is filled.
+    """The light of the paper at each pixel of a channel (H, W): what is darker and narrower than a window is filled.
 
     This is morphological closing, at 128 pixels. It follows the edges of shadows, sheets and tables, which are wider.
     """
@@ -109,12 +109,12 @@ def find_paper(channel: np.ndarray, window: int) -> np.ndarray:
 def missing_light(colours: np.ndarray) -> np.ndarray:
     """The share of the paper's light that is missing at each pixel (H, W) of an image (3, H, W).
 
-    Light ink is looked for in the negative. Where a bold digit fills the picture, the light is taken as even.
+    Light ink is looked for in the negative. Where much is ink, as in a bold drawing, the light is taken as even.
     """
     window = 33  # of 128 pixels: wider than a stroke
     grey = shrink(colours.mean(axis=0), 128)
     detail = grey - ndimage.uniform_filter(grey, window)
-    if (detail.clip(0) ** 3).sum() > 2 * ((-detail).clip(0) ** 3).sum():  # strong ink counts
+    if (detail.clip(0) ** 3).sum() > 2 * ((-detail).clip(0) ** 3).sum():  # a little strong ink counts
         colours = 1 - colours
     paper = np.stack([find_paper(channel, window) for channel in colours])
     share = ((paper - colours) / paper.clip(0.2)).max(axis=0)
@@ -166,8 +166,7 @@ def remove_lines(visible: np.ndarray, ink: np.ndarray) -> np.ndarray:
     side = max(ink.shape)
     for _ in range(2):  # horizontal, then vertical lines
         lines = find_lines(visible, 0.1 * side, 0.015 * side + 2, 0.1 * side)
-        edge, other = 0.02 * side, ink.shape[1] - 0.02 * side
-        lines = [line for line in lines if line.bbox[1] < edge or line.bbox[3] > other]
+        lines = [line for line in lines if min(line.bbox[1], ink.shape[1] - line.bbox[3]) < 0.02 * side]
         ink, visible = erase(ink, lines).T, visible.T
     return ink
 
@@ -178,7 +177,7 @@ def stroke_width(mask: np.ndarray) -> float:
 
 
 def surrounds(frame, mark) -> bool:
-    """Whether a region has pixels to the left and to the right, and above or below, of a smaller one."""
+    """Whether a region has pixels to the left and to the right of a smaller one, and in its columns."""
     top, left, bottom, right = np.subtract(mark.bbox, frame.bbox[:2] * 2).clip(0)
     beside = frame.image[(5 * top + 3 * bottom) // 8:(3 * top + 5 * bottom) // 8]  # the rows at its centre
     is_around = beside[:, :left].any() and beside[:, right:].any() and frame.image[:, left:right].any()
@@ -215,9 +214,9 @@ def remove_frames(ink: np.ndarray) -> np.ndarray:
 def find_parts(ink: np.ndarray, share: np.ndarray) -> list:
     """The connected parts of the ink (H, W) that may be digits, as regions.
 
-    What touches the image's edge is something else, unless it alone is there: a digit that is cut off. A printed rule
-    is thinner than a pen's line of its length. The paper's own marks are faint (below 0.1 of its light; real pencil has
-    0.4), and a shadow's edge is less sharp (0.06 of its depth a pixel; a digit of 28 pixels, enlarged, has 0.08).
+    What touches the image's edge is something else, unless it alone is there, cut off. Printed rules are thinner than a
+    pen's line, the paper's own marks fainter (below 0.1 of its light; pencil 0.4), and the edges of shadows less sharp
+    (below 0.06 of their depth a pixel; a digit of 28 pixels, enlarged, 0.08).
     """
     parts = find_regions(clear_border(ink, max(ink.shape) // 200), gap=3)
     parts = parts or [part for part in find_regions(ink, gap=3) if part.area_bbox > 0.4 * ink.size]
@@ -230,7 +229,7 @@ def find_parts(ink: np.ndarray, share: np.ndarray) -> list:
 def centre(ink: np.ndarray) -> np.ndarray:
     """The box of a digit's ink (H, W) in MNIST's form (28, 28): 20 pixels high or wide, around its centre of mass.
 
-    So LeCun, Cortes and Burges describe it; on average MNIST's centres lie at 14.5.
+    So LeCun, Cortes and Burges describe it; on average MNIST's own lie at pixel 14.
     """
     small = shrink(ink[ndimage.find_objects(ink > 0.5, max_label=1)[0]], 20).clip(0, 1)
     corner = np.floor(14.5 - np.array(ndimage.center_of_mass(small)))
@@ -293,14 +292,14 @@ def read_mark(share: np.ndarray, model: nn.Module, pixels: np.ndarray) -> Mark:
 
 
 def join_broken(marks: list[Mark], read: Callable) -> list[Mark]:
-    """Join marks that are near each other where the network is no less sure of both together."""
+    """Join marks that are near each other, not both as high as the whole, if the network is about as sure of it."""
     marks = sorted(marks, key=lambda mark: -mark.size)
     for first, second in combinations(marks, 2):
         pixels = np.concatenate([first.pixels, second.pixels])
         height, width = np.ptp(pixels, axis=0) + 1
-        size = max(height, width)
-        is_shape = width < 1.3 * height and size < 2 * first.size
-        if is_shape and cKDTree(first.pixels).query(second.pixels)[0].min() < 0.2 * size:
+        is_shape = width < 1.3 * height and max(height, width) < 2 * first.size
+        is_part = min(len(first.ink), len(second.ink)) < 0.8 * height
+        if is_shape and is_part and cKDTree(first.pixels).query(second.pixels)[0].min() < 0.2 * max(height, width):
             both = read(pixels)
             if both.sure > max(first.sure, second.sure) - 0.03:
                 return join_broken([both, *(mark for mark in marks if mark is not first and mark is not second)], read)
@@ -308,7 +307,7 @@ def join_broken(marks: list[Mark], read: Callable) -> list[Mark]:
 
 
 def split_touching(mark: Mark, read: Callable) -> list[Mark]:
-    """Cut a wide mark where there is little ink, upright or aslant, if the network is surer of the two pieces."""
+    """Cut a wide mark where there is little ink, upright or aslant, if the network is surer that it is two digits."""
     height, width = mark.ink.shape
     if width < 0.8 * height:
         return [mark]
@@ -317,7 +316,10 @@ def split_touching(mark: Mark, read: Callable) -> list[Mark]:
         columns = np.round(mark.pixels[:, 1] + slant * mark.pixels[:, 0]).astype(int)
         columns -= columns.min()
         ink = ndimage.uniform_filter1d(np.bincount(columns).astype(float), 3)
-        for cut in find_peaks(-ink, height=-0.4 * height, distance=max(1, height // 8))[0]:
+        cuts, _ = find_peaks(-ink, height=-0.4 * height, distance=max(1, height // 8))
+        if width < 1.3 * height:  # one stroke holds two digits, more than one the halves of a digit
+            cuts = [cut for cut in cuts if np.all(np.diff(np.sort(mark.pixels[columns == cut, 0])) == 1)]
+        for cut in cuts:
             sides = [mark.pixels[columns < cut], mark.pixels[columns >= cut]]
             heights, widths = np.transpose([np.ptp(side, axis=0) + 1 for side in sides])
             if np.all(heights > np.maximum(0.5 * height, 0.8 * widths)):
@@ -337,8 +339,7 @@ def reading_order(marks: list[Mark]) -> list[Mark]:
                 break
         else:
             rows.append([mark])
-    rows.sort(key=lambda row: np.mean([mark.box[1] for mark in row]))
-    return [mark for row in rows for mark in row]
+    return [mark for row in sorted(rows, key=lambda row: np.mean([mark.box[1] for mark in row])) for mark in row]
 
 
 def prepare_digits(image: Picture, model: nn.Module | None = None) -> tuple[dict[str, np.ndarray], list[Mark]]:
@@ -352,17 +353,16 @@ def prepare_digits(image: Picture, model: nn.Module | None = None) -> tuple[dict
     read = partial(read_mark, share, model or stored_network())
     marks = join_broken([read(part.coords) for part in find_parts(ink, share)], read)
     marks = [piece for mark in marks for piece in split_touching(mark, read)]
-    usual = max([mark.size * mark.sure for mark in marks], default=0)  # a digit's size
+    usual = max([mark.size * mark.sure for mark in marks], default=0)  # of the largest sure one
     marks = [mark for mark in marks if mark.size > 0.35 * usual and mark.ink.shape[1] < 3 * len(mark.ink)]
     if not marks:
         raise ValueError("no digit: nothing of a digit's size and shape is darker or brighter than the paper")
-    steps = {"grey": colours.mean(axis=0), "missing light": share, "ink": ink.astype(np.float32)}
-    return steps, reading_order(marks)
+    return {"grey": colours.mean(axis=0), "missing light": share, "ink": ink.astype(np.float32)}, reading_order(marks)
 
 
 def the_digit(marks: list[Mark]) -> Mark:
-    """The one mark, or the only one of which the network is sure, if it is the largest; ValueError says how many."""
-    sure = [mark for mark in marks if mark.sure > 0.8] if len(marks) > 1 else marks
+    """The one mark, or the only one of which the network is sure, if none is much larger; ValueError says how many."""
+    sure = [mark for mark in marks if mark.sure > 0.8 or len(marks) == 1]
     if len(sure) != 1 or sure[0].size < 0.8 * max(mark.size for mark in marks):
         raise ValueError(f"{len(marks)} digits: cut out one of them, or call predict_digits, which classifies each")
     return sure[0]
@@ -392,7 +392,7 @@ def predict_digit(image: Picture, model: nn.Module | None = None) -> tuple[int, 
 def predict_digits(image: Picture, model: nn.Module | None = None) -> list[tuple[int, Tensor, Box]]:
     """Classify all that may be digits, in reading order: the digit, its ten probabilities, and its box.
 
-    What cannot be read has a low probability. The errors are those of `predict_digit`.
+    What cannot be read is not left out; its probability should be low. The errors are those of `predict_digit`.
     """
     steps, marks = prepare_digits(image, model)
     size = steps["grey"].shape[::-1] * 2

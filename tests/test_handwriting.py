@@ -114,6 +114,7 @@ def test_rows_of_different_strength():
 NOTE = Image.new("RGB", (600, 500), "saddlebrown")
 ImageDraw.Draw(NOTE).rectangle([150, 80, 450, 380], fill="khaki")
 ImageDraw.Draw(NOTE).ellipse([260, 350, 330, 700], fill="rosybrown")  # a thumb
+EIGHT = [(150 + 40 * np.sin(2 * t), 150 - 80 * np.cos(t)) for t in np.linspace(0, 2 * np.pi, 60)]
 COMB = [[(50, 200), (650, 200)]] + [[(x, 90), (x, 200)] for x in range(50, 651, 100)]
 CELLS = [shift(SEVEN, x - 15, 75, 0.45) for x in range(50, 650, 100)]
 PRINT = {"ink": "dimgray", "width": 3}
@@ -123,6 +124,7 @@ PRINT = {"ink": "dimgray", "width": 3}
     (draw([(110, 130), (160, 70), (158, 230)], width=16), [1]),  # with a flag
     (draw([(130, 150), (175, 156)], ink="white", width=7, page=PAGE), [7]),  # broken
     (draw(SEVEN, shift(SEVEN, 90, 0), size=(400, 300)), [7, 7]),  # that touch
+    (draw([(76, 70), (78, 230)], EIGHT, width=14), [1, 8]),  # close to each other
     (draw(shift(SEVEN, 180, 110, 0.8), page=NOTE), [7]),  # a note on a table
     (draw(shift(SEVEN, 2500, 1100, 0.8), size=(4000, 3000), width=16, ground="ivory"), [7]),  # small in a large photo
     (draw([(60, 30), (240, 30), (240, 270), (60, 270), (60, 30)], **PRINT, page=PAGE), [7]),  # in a box
