@@ -24,7 +24,6 @@ from skimage.segmentation import clear_border
 from torch import Tensor, nn
 
 from mnist import normalise
-from model import IMAGE_SHAPE
 from utils import ROOT, load_run, predict
 
 # a path, a `data:` URL, a file's bytes, an open file, a PIL image, or an array or tensor of one, of any usual range
@@ -212,16 +211,18 @@ def remove_frames(ink: np.ndarray) -> np.ndarray:
 
 
 def find_parts(ink: np.ndarray, share: np.ndarray) -> list:
-    """The connected parts of the ink (H, W) that may be digits, as regions.
+    """The connected parts of the ink (H, W) that may be digits, as regions; at the image's edge only if alone, cut off.
 
-    What touches the image's edge is something else, unless it alone is there, cut off. Printed rules are thinner than a
-    pen's line, the paper's own marks fainter (below 0.1 of its light; pencil 0.4), and the edges of shadows less sharp
-    (below 0.06 of their depth a pixel; a digit of 28 pixels, enlarged, 0.08).
+    Marks of paper are fainter (below 0.1; pencil 0.4), and those of wood (a quarter of what is around is a seventh as
+    strong), edges of shadows less sharp (0.06 of their depth a pixel; small digits 0.08), printed rules thinner.
     """
     parts = find_regions(clear_border(ink, max(ink.shape) // 200), gap=3)
-    parts = parts or [part for part in find_regions(ink, gap=3) if part.area_bbox > 0.4 * ink.size]
+    parts = parts or [part for part in find_regions(ink, gap=3) if part.area > 0.05 * ink.size]
+    around = shrink(share * ~ndimage.binary_dilation(ink, iterations=4), 64)
+    faint = np.maximum(0.15, 7 * resize(ndimage.percentile_filter(around, 75, 17), ink.shape))
     slope = ndimage.gaussian_gradient_magnitude(share, 1)
-    parts = [part for part in parts if (strong := share[part.slice][part.image].max()) > 0.15
+    parts = [part for part in parts
+             if (strong := share[part.slice][part.image].max()) > np.median(faint[part.slice][part.image])
              and np.percentile(slope[part.slice][part.image], 90) > 0.065 * strong]
     return [part for part in parts if part.axis_minor_length > 0.025 * part.axis_major_length] or parts
 
@@ -272,8 +273,7 @@ def stored_network() -> nn.Module:
 
 def classify(digit: np.ndarray, model: nn.Module) -> Tensor:
     """The network's ten probabilities for a digit (28, 28) in [0, 1]."""
-    images = normalise(torch.from_numpy(digit).view(1, *IMAGE_SHAPE))
-    logits, _ = predict(model, [(images, torch.zeros(1))])
+    logits, _ = predict(model, [(normalise(torch.from_numpy(digit).view(1, 1, 28, 28)), torch.zeros(1))])
     return logits[0].softmax(0).cpu()
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from scipy import ndimage
 
 from handwriting import predict_digit, predict_digits, prepare_digit
 from utils import ROOT, load_run
@@ -114,6 +115,10 @@ def test_rows_of_different_strength():
 NOTE = Image.new("RGB", (600, 500), "saddlebrown")
 ImageDraw.Draw(NOTE).rectangle([150, 80, 450, 380], fill="khaki")
 ImageDraw.Draw(NOTE).ellipse([260, 350, 330, 700], fill="rosybrown")  # a thumb
+GRAIN = ndimage.gaussian_filter(RNG.normal(0, 60, (600, 800)), (1, 15))[..., None]
+WOOD = Image.fromarray((np.full((600, 800, 3), (110, 80, 55)) + GRAIN).clip(0, 255).astype(np.uint8))
+SHEET = WOOD.copy()
+ImageDraw.Draw(SHEET).rectangle([100, 90, 700, 510], fill="gainsboro")
 EIGHT = [(150 + 40 * np.sin(2 * t), 150 - 80 * np.cos(t)) for t in np.linspace(0, 2 * np.pi, 60)]
 COMB = [[(50, 200), (650, 200)]] + [[(x, 90), (x, 200)] for x in range(50, 651, 100)]
 CELLS = [shift(SEVEN, x - 15, 75, 0.45) for x in range(50, 650, 100)]
@@ -126,6 +131,7 @@ PRINT = {"ink": "dimgray", "width": 3}
     (draw(SEVEN, shift(SEVEN, 90, 0), size=(400, 300)), [7, 7]),  # that touch
     (draw([(76, 70), (78, 230)], EIGHT, width=14), [1, 8]),  # close to each other
     (draw(shift(SEVEN, 180, 110, 0.8), page=NOTE), [7]),  # a note on a table
+    (draw(shift(SEVEN, 270, 150), page=SHEET), [7]),  # a sheet on wood
     (draw(shift(SEVEN, 2500, 1100, 0.8), size=(4000, 3000), width=16, ground="ivory"), [7]),  # small in a large photo
     (draw([(60, 30), (240, 30), (240, 270), (60, 270), (60, 30)], **PRINT, page=PAGE), [7]),  # in a box
     (draw([(92, 20), (280, 20), (280, 280), (92, 280), (92, 20)], **PRINT, page=PAGE), [7]),  # touching a box
@@ -149,6 +155,7 @@ RULED = LIGHT - 50 * (np.arange(300)[:, None] % 24 < 2)
     np.full((28, 28), 7.0), LIGHT + RNG.normal(0, 5, LIGHT.shape), LIGHT.T * 1.5 - 120, RULED, RULED.T,
     Image.new("RGBA", (50, 50)), ROOT / "images" / "photo-blank.jpg",
     draw([(100, 100), (104, 100)], width=4),  # a speck
+    draw([(100, 0), (240, 299)], ink="darkgray", width=2), SHEET,  # a crease, wood
 ])
 def test_pages_without_a_digit(image):
     with pytest.raises(ValueError, match="no digit"):
