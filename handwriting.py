@@ -18,7 +18,6 @@ from PIL import Image, ImageOps
 from scipy import ndimage
 from scipy.signal import find_peaks
 from scipy.spatial import cKDTree
-from skimage.filters import apply_hysteresis_threshold
 from skimage.measure import label, perimeter_crofton, regionprops
 from skimage.segmentation import clear_border
 from torch import Tensor, nn
@@ -126,14 +125,14 @@ def missing_light(colours: np.ndarray) -> np.ndarray:
 def find_ink(share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Masks (H, W) of what is stronger than the paper's grain, and of the ink: than a part of the strongest nearby.
 
-    So pencil is read beside a felt pen, and a stroke's faint end (0.15) where it joins the rest of it (0.35).
+    So pencil is read beside a felt pen, and the faint end of a stroke.
     """
     window = max(share.shape) // 10
     paper = share < 0.1
     grain = ndimage.uniform_filter(share * paper, window) / ndimage.uniform_filter(paper * 1.0, window).clip(0.01)
     strength = share / ndimage.maximum_filter(share, window // 10 * 2 + 1).clip(1e-3)
     visible = share > np.maximum(0.05, 5 * grain)
-    return visible, apply_hysteresis_threshold(np.where(visible, strength, 0), 0.15, 0.35)
+    return visible, visible & (strength > 0.15)
 
 
 def thickness(line) -> float:
@@ -186,7 +185,7 @@ def surrounds(frame, mark) -> bool:
 def find_regions(mask: np.ndarray, gap: int) -> list:
     """The parts of a mask (H, W) that are larger than dust, the largest first; 2 · `gap` pixels do not divide them."""
     regions = regionprops(label(ndimage.binary_dilation(mask, iterations=gap)) * mask)
-    regions = [region for region in regions if max(region.image.shape) > max(11, 0.02 * max(mask.shape))]
+    regions = [region for region in regions if max(region.image.shape) > 0.02 * max(mask.shape)]
     return sorted(regions, key=lambda region: -max(region.image.shape))[:100]  # a carpet has no end of them
 
 
@@ -297,7 +296,7 @@ def join_broken(marks: list[Mark], read: Callable) -> list[Mark]:
     for first, second in combinations(marks, 2):
         pixels = np.concatenate([first.pixels, second.pixels])
         height, width = np.ptp(pixels, axis=0) + 1
-        is_shape = width < 1.3 * height and max(height, width) < 2 * first.size
+        is_shape = width < 1.3 * height
         is_part = min(len(first.ink), len(second.ink)) < 0.8 * height
         if is_shape and is_part and cKDTree(first.pixels).query(second.pixels)[0].min() < 0.2 * max(height, width):
             both = read(pixels)
