@@ -29,6 +29,12 @@ from utils import ROOT, load_run, predict
 Picture = Image.Image | np.ndarray | Tensor | str | os.PathLike | bytes | BinaryIO
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in shares of the image's width and height
 
+# What several functions ask, chosen on real pictures and on drawn ones, as are the numbers in the functions.
+INK = 0.15  # of the paper's light, at least, is missing in ink; in marks of paper up to 0.1, in pencil 0.4
+GRAIN = 5  # times the grain of paper or wood, at least
+DUST = 0.025  # of the picture's longer side: smaller is dust, thicker is no line; digits on pages have 0.03 and more
+PART, MOST = 0.4, 0.8  # much of another size, and nearly all; an answer of which the network is sure has MOST
+
 
 def open_image(picture: Picture) -> Image.Image:
     """Whatever holds an image, as an upright PIL image; ValueError or OSError says what is wrong with it."""
@@ -105,20 +111,16 @@ def find_paper(channel: np.ndarray, window: int) -> np.ndarray:
 
 
 def missing_light(colours: np.ndarray) -> np.ndarray:
-    """The share of the paper's light that is missing at each pixel (H, W) of an image (3, H, W).
-
-    Light ink is looked for in the negative. Where much is ink, as in a bold drawing, the light is taken as even.
-    """
-    window = 33  # of 128 pixels: wider than a stroke
+    """The share of the paper's light that is missing at each pixel (H, W) of an image (3, H, W)."""
+    window = 33  # of 128 pixels: wider than a stroke, narrower than a sheet
     grey = shrink(colours.mean(axis=0), 128)
     detail = grey - ndimage.uniform_filter(grey, window)
     if (detail.clip(0) ** 3).sum() > 2 * ((-detail).clip(0) ** 3).sum():  # a little strong ink counts
-        colours = 1 - colours
+        colours = 1 - colours  # so that light ink is dark
     paper = np.stack([find_paper(channel, window) for channel in colours])
-    share = ((paper - colours) / paper.clip(0.2)).max(axis=0)
-    if (share > 0.2).mean() > 0.08:
+    if (paper - colours > INK * paper).any(axis=0).mean() > 0.1:  # a bold drawing: its light is taken as even
         paper = np.median(colours, axis=(1, 2), keepdims=True)
-        share = ((paper - colours) / paper.clip(0.2)).max(axis=0)
+    share = ((paper - colours) / paper.clip(0.2)).max(axis=0)
     return ndimage.gaussian_filter(share.clip(0, 1), 1)
 
 
@@ -131,8 +133,8 @@ def find_ink(share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     paper = share < 0.1
     grain = ndimage.uniform_filter(share * paper, window) / ndimage.uniform_filter(paper * 1.0, window).clip(0.01)
     strength = share / ndimage.maximum_filter(share, window // 10 * 2 + 1).clip(1e-3)
-    visible = share > np.maximum(0.05, 5 * grain)
-    return visible, visible & (strength > 0.15)
+    visible = share > np.maximum(0.05, GRAIN * grain)
+    return visible, visible & (strength > INK)
 
 
 def thickness(line) -> float:
@@ -142,11 +144,10 @@ def thickness(line) -> float:
 
 def find_lines(mask: np.ndarray, span: float, thickest: float, length: float) -> list:
     """The thin, nearly horizontal lines in a mask (H, W), made of runs of `length` pixels, as regions."""
-    length = max(int(length), 15) | 1
     thick = ndimage.maximum_filter(mask, (3, 1))  # so that a line may lean a little
-    lines = regionprops(label(ndimage.grey_opening(thick, (1, length)) & mask))
-    return [line for line in lines if line.image.shape[1] >= max(span, length) and thickness(line) <= thickest
-            and line.image.shape[0] <= thickness(line) + 0.08 * line.image.shape[1]]
+    lines = regionprops(label(ndimage.grey_opening(thick, (1, int(length) | 1)) & mask))
+    return [line for line in lines if line.image.shape[1] >= span and thickness(line) <= thickest
+            and line.image.shape[0] <= thickness(line) + 0.1 * line.image.shape[1]]
 
 
 def erase(mask: np.ndarray, lines: list) -> np.ndarray:
@@ -163,8 +164,8 @@ def remove_lines(visible: np.ndarray, ink: np.ndarray) -> np.ndarray:
     """The ink (H, W) without the lines that begin at an edge of the image, and go on in all that is visible (H, W)."""
     side = max(ink.shape)
     for _ in range(2):  # horizontal, then vertical lines
-        lines = find_lines(visible, 0.1 * side, 0.015 * side + 2, 0.1 * side)
-        lines = [line for line in lines if min(line.bbox[1], ink.shape[1] - line.bbox[3]) < 0.02 * side]
+        lines = find_lines(visible, 0.1 * side, DUST * side, 0.1 * side)
+        lines = [line for line in lines if min(line.bbox[1], ink.shape[1] - line.bbox[3]) < 3]
         ink, visible = erase(ink, lines).T, visible.T
     return ink
 
@@ -179,13 +180,13 @@ def surrounds(frame, mark) -> bool:
     top, left, bottom, right = np.subtract(mark.bbox, frame.bbox[:2] * 2).clip(0)
     beside = frame.image[(5 * top + 3 * bottom) // 8:(3 * top + 5 * bottom) // 8]  # the rows at its centre
     is_around = beside[:, :left].any() and beside[:, right:].any() and frame.image[:, left:right].any()
-    return is_around and 0.2 * min(frame.image.shape) < max(mark.image.shape) < max(frame.image.shape)
+    return is_around and PART * min(frame.image.shape) < max(mark.image.shape) < max(frame.image.shape)
 
 
 def find_regions(mask: np.ndarray, gap: int) -> list:
     """The parts of a mask (H, W) that are larger than dust, the largest first; 2 · `gap` pixels do not divide them."""
     regions = regionprops(label(ndimage.binary_dilation(mask, iterations=gap)) * mask)
-    regions = [region for region in regions if max(region.image.shape) > 0.02 * max(mask.shape)]
+    regions = [region for region in regions if max(region.image.shape) > DUST * max(mask.shape)]
     return sorted(regions, key=lambda region: -max(region.image.shape))[:100]  # a carpet has no end of them
 
 
@@ -198,10 +199,9 @@ def remove_frames(ink: np.ndarray) -> np.ndarray:
     ink = ink.copy()
     for frame in regions[:20]:
         height, width = frame.image.shape
-        thickest = 0.06 * max(height, width)
-        across = find_lines(frame.image, 0.8 * width, thickest, width / 8)
-        tall = height * (0.35 if len(across) == 1 else 0.8)  # the teeth of a comb are short
-        down = find_lines(frame.image.T, tall, thickest, tall / 6)
+        across = find_lines(frame.image, MOST * width, DUST * max(ink.shape), width / 8)
+        tall = height * (PART if len(across) == 1 else MOST)  # the teeth of a comb are short
+        down = find_lines(frame.image.T, tall, DUST * max(ink.shape), tall / 6)
         if across and len(down) > 1:
             ink[frame.slice] &= ~frame.image | erase(erase(frame.image, across).T, down).T
         elif any(surrounds(frame, region) for region in regions):
@@ -212,18 +212,18 @@ def remove_frames(ink: np.ndarray) -> np.ndarray:
 def find_parts(ink: np.ndarray, share: np.ndarray) -> list:
     """The connected parts of the ink (H, W) that may be digits, as regions; at the image's edge only if alone, cut off.
 
-    Marks of paper are fainter (below 0.1; pencil 0.4), and those of wood (a quarter of what is around is a seventh as
-    strong), edges of shadows less sharp (0.06 of their depth a pixel; small digits 0.08), printed rules thinner.
+    Marks of paper are fainter, those of wood not much stronger than what is around, printed rules thinner, and edges of
+    shadows less sharp (0.06 of their depth a pixel; small digits 0.08).
     """
-    parts = find_regions(clear_border(ink, max(ink.shape) // 200), gap=3)
-    parts = parts or [part for part in find_regions(ink, gap=3) if part.area > 0.05 * ink.size]
+    parts = find_regions(clear_border(ink, 2), gap=3)
+    parts = parts or [part for part in find_regions(ink, gap=3) if part.area > DUST * ink.size]
     around = shrink(share * ~ndimage.binary_dilation(ink, iterations=4), 64)
-    faint = np.maximum(0.15, 7 * resize(ndimage.percentile_filter(around, 75, 17), ink.shape))
+    faint = np.maximum(INK, GRAIN * resize(ndimage.percentile_filter(around, 75, 17), ink.shape))
     slope = ndimage.gaussian_gradient_magnitude(share, 1)
     parts = [part for part in parts
              if (strong := share[part.slice][part.image].max()) > np.median(faint[part.slice][part.image])
              and np.percentile(slope[part.slice][part.image], 90) > 0.065 * strong]
-    return [part for part in parts if part.axis_minor_length > 0.025 * part.axis_major_length] or parts
+    return [part for part in parts if part.axis_minor_length > DUST * part.axis_major_length] or parts
 
 
 def centre(ink: np.ndarray) -> np.ndarray:
@@ -291,16 +291,16 @@ def read_mark(share: np.ndarray, model: nn.Module, pixels: np.ndarray) -> Mark:
 
 
 def join_broken(marks: list[Mark], read: Callable) -> list[Mark]:
-    """Join marks that are near each other, not both as high as the whole, if the network is about as sure of it."""
+    """Join marks that are near each other, not both as high as the whole, if the network is surer of it."""
     marks = sorted(marks, key=lambda mark: -mark.size)
     for first, second in combinations(marks, 2):
         pixels = np.concatenate([first.pixels, second.pixels])
         height, width = np.ptp(pixels, axis=0) + 1
-        is_shape = width < 1.3 * height
-        is_part = min(len(first.ink), len(second.ink)) < 0.8 * height
+        is_shape = width < height / MOST
+        is_part = min(len(first.ink), len(second.ink)) < MOST * height
         if is_shape and is_part and cKDTree(first.pixels).query(second.pixels)[0].min() < 0.2 * max(height, width):
             both = read(pixels)
-            if both.sure > max(first.sure, second.sure) - 0.03:
+            if both.sure > max(first.sure, second.sure):
                 return join_broken([both, *(mark for mark in marks if mark is not first and mark is not second)], read)
     return marks
 
@@ -308,20 +308,20 @@ def join_broken(marks: list[Mark], read: Callable) -> list[Mark]:
 def split_touching(mark: Mark, read: Callable) -> list[Mark]:
     """Cut a wide mark where there is little ink, upright or aslant, if the network is surer that it is two digits."""
     height, width = mark.ink.shape
-    if width < 0.8 * height:
+    if width < MOST * height:
         return [mark]
     ways = [[mark]]
-    for slant in (-0.4, 0, 0.4):  # columns to the right for each row
+    for slant in (-PART, 0, PART):  # columns to the right for each row
         columns = np.round(mark.pixels[:, 1] + slant * mark.pixels[:, 0]).astype(int)
         columns -= columns.min()
         ink = ndimage.uniform_filter1d(np.bincount(columns).astype(float), 3)
-        cuts, _ = find_peaks(-ink, height=-0.4 * height, distance=max(1, height // 8))
-        if width < 1.3 * height:  # one stroke holds two digits, more than one the halves of a digit
+        cuts, _ = find_peaks(-ink, height=-PART * height, distance=max(1, height // 8))
+        if width < height / MOST:  # one stroke holds two digits, more than one the halves of a digit
             cuts = [cut for cut in cuts if np.all(np.diff(np.sort(mark.pixels[columns == cut, 0])) == 1)]
         for cut in cuts:
             sides = [mark.pixels[columns < cut], mark.pixels[columns >= cut]]
             heights, widths = np.transpose([np.ptp(side, axis=0) + 1 for side in sides])
-            if np.all(heights > np.maximum(0.5 * height, 0.8 * widths)):
+            if np.all(heights > np.maximum(PART * height, MOST * widths)):
                 ways.append([read(side) for side in sides])
     best = max(ways, key=lambda pieces: np.prod([piece.sure for piece in pieces]))
     return [part for piece in best for part in split_touching(piece, read)] if len(best) > 1 else best
@@ -333,7 +333,7 @@ def reading_order(marks: list[Mark]) -> list[Mark]:
     for mark in sorted(marks, key=lambda mark: mark.box):
         for row in rows:
             (_, top, _, bottom), (_, last_top, _, last_bottom) = mark.box, row[-1].box
-            if min(bottom, last_bottom) - max(top, last_top) > 0.4 * min(bottom - top, last_bottom - last_top):
+            if min(bottom, last_bottom) - max(top, last_top) > PART * min(bottom - top, last_bottom - last_top):
                 row.append(mark)
                 break
         else:
@@ -353,7 +353,7 @@ def prepare_digits(image: Picture, model: nn.Module | None = None) -> tuple[dict
     marks = join_broken([read(part.coords) for part in find_parts(ink, share)], read)
     marks = [piece for mark in marks for piece in split_touching(mark, read)]
     usual = max([mark.size * mark.sure for mark in marks], default=0)  # of the largest sure one
-    marks = [mark for mark in marks if mark.size > 0.35 * usual and mark.ink.shape[1] < 3 * len(mark.ink)]
+    marks = [mark for mark in marks if mark.size > PART * usual and len(mark.ink) > PART * mark.ink.shape[1]]
     if not marks:
         raise ValueError("no digit: nothing of a digit's size and shape is darker or brighter than the paper")
     return {"grey": colours.mean(axis=0), "missing light": share, "ink": ink.astype(np.float32)}, reading_order(marks)
@@ -361,8 +361,8 @@ def prepare_digits(image: Picture, model: nn.Module | None = None) -> tuple[dict
 
 def the_digit(marks: list[Mark]) -> Mark:
     """The one mark, or the only one of which the network is sure, if none is much larger; ValueError says how many."""
-    sure = [mark for mark in marks if mark.sure > 0.8 or len(marks) == 1]
-    if len(sure) != 1 or sure[0].size < 0.8 * max(mark.size for mark in marks):
+    sure = [mark for mark in marks if mark.sure > MOST or len(marks) == 1]
+    if len(sure) != 1 or sure[0].size < MOST * max(mark.size for mark in marks):
         raise ValueError(f"{len(marks)} digits: cut out one of them, or call predict_digits, which classifies each")
     return sure[0]
 
