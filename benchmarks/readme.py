@@ -27,6 +27,7 @@ def numbers() -> dict[str, str]:
                   f"{recipe}.platform": runs[0]["precision"],
                   f"{recipe}.calibration": f"{statistics.mean(run['calibration_error'] for run in runs):.2f}"}
     for recipe, networks in json.loads(robustness.RESULTS.read_text(encoding="utf-8"))["networks"].items():
+        recipe = recipe.split()[-1]  # looks, of "without other looks"
         runs = list(networks.values())
         by_network = [statistics.mean(robustness.mean_by_corruption([run]).values()) for run in runs]
         found |= {f"{recipe}.mnist_c": f"{statistics.mean(by_network):.1f}",
@@ -36,6 +37,11 @@ def numbers() -> dict[str, str]:
         for measure, name in itertools.product(("sure", "sure and known"), runs[0]["sure"]):
             share = statistics.mean(run[measure][name] for run in runs)
             found[f"{recipe}.{measure.split()[-1]}_{name.split()[-1]}"] = f"{share:.1f}"
+    for recipe in "final", "without outliers":
+        runs = accuracy.select(records, recipe, split=True)
+        for name in runs[0]["sure"]:
+            share = statistics.mean(run["sure"][name] for run in runs)
+            found[f"parts.{recipe.split()[-1]}_{name.split()[-1]}"] = f"{share:.0f}"
     record = json.loads(photos.RESULTS.read_text(encoding="utf-8"))
     real = record["real"]["kinds"]
     one, simple = real["all"]["predict_digit"], real["all"]["predict_simply"]

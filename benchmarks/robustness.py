@@ -1,7 +1,7 @@
 """What several networks of each recipe make of distorted digits, of other handwriting, and of what is no digit.
 
     pip install scikit-learn
-    python -m benchmarks.accuracy final baseline --seeds 5 --keep  # trains the networks, in results/networks
+    python -m benchmarks.accuracy final baseline "without other looks" --seeds 5 --keep  # into results/networks
     python -m benchmarks.robustness --mnist-c FOLDER               # writes results/robustness.json
 
 MNIST-C (Mu and Gilmer, "MNIST-C: a robustness benchmark for computer vision", arXiv 1906.02337, 2019) has 15
@@ -215,8 +215,7 @@ def main() -> None:
     other_writers = other_handwriting()
     cases = [(name, strength) for name, (strengths, _) in DISTORTIONS.items() for strength in strengths]
     networks = {}
-    files = sorted([*NETWORKS.glob("baseline-*.pt"), *NETWORKS.glob("final-*.pt")])
-    for path in tqdm(files, desc="networks", file=sys.stdout):
+    for path in tqdm(sorted(NETWORKS.glob("*.pt")), desc="networks", file=sys.stdout):
         recipe, seed = path.stem.rsplit("-", 1)
         model = load_run(path)[0].to(device, memory_format=torch.channels_last)
         networks.setdefault(recipe, {})[seed] = {
