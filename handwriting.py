@@ -30,9 +30,9 @@ Picture = Image.Image | np.ndarray | Tensor | str | os.PathLike | bytes | Binary
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in shares of the image's width and height
 
 # What several functions ask, chosen on real pictures and on drawn ones, as are the numbers in the functions.
-INK = 0.15  # of the paper's light, at least, is missing in ink; in marks of paper up to 0.1, in pencil 0.4
-GRAIN = 5  # times the grain of paper or wood, at least
-DUST = 0.025  # of the picture's longer side: smaller is dust, thicker is no line; digits on pages have 0.03 and more
+INK = 0.15  # of the paper's light, at least, ink lacks at its strongest (marks of paper 0.1), and of that, elsewhere
+GRAIN = 5  # times as strong as the grain of paper or wood is ink, at least
+DUST = 0.025  # of the picture's longer side: smaller is dust, thicker is no line; as a share of a mark, next to nothing
 PART, MOST = 0.4, 0.8  # much of another size, and nearly all; an answer of which the network is sure has MOST
 
 
@@ -47,7 +47,7 @@ def open_image(picture: Picture) -> Image.Image:
             picture = Image.open(picture)
             picture.draft(None, (750, 750))  # of 12 megapixels, a JPEG is then decoded at 1008×756, which saves time
             picture.load()
-        except (Image.UnidentifiedImageError, SyntaxError, EOFError, TypeError) as error:
+        except (Image.UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, EOFError, TypeError) as error:
             raise ValueError(f"not an image that Pillow can open, such as JPEG or PNG: {error}") from error
     image = picture if isinstance(picture, Image.Image) else array_image(picture)
     if not min(image.size):
@@ -187,7 +187,7 @@ def find_regions(mask: np.ndarray, gap: int) -> list:
     """The parts of a mask (H, W) that are larger than dust, the largest first; 2 · `gap` pixels do not divide them."""
     regions = regionprops(label(ndimage.binary_dilation(mask, iterations=gap)) * mask)
     regions = [region for region in regions if max(region.image.shape) > DUST * max(mask.shape)]
-    return sorted(regions, key=lambda region: -max(region.image.shape))[:100]  # a carpet has no end of them
+    return sorted(regions, key=lambda region: -max(region.image.shape))[:150]  # a carpet has no end of them
 
 
 def remove_frames(ink: np.ndarray) -> np.ndarray:
@@ -197,7 +197,7 @@ def remove_frames(ink: np.ndarray) -> np.ndarray:
     """
     regions = find_regions(ink, gap=1)
     ink = ink.copy()
-    for frame in regions[:20]:
+    for frame in regions:
         height, width = frame.image.shape
         across = find_lines(frame.image, MOST * width, DUST * max(ink.shape), width / 8)
         tall = height * (PART if len(across) == 1 else MOST)  # the teeth of a comb are short
@@ -352,7 +352,7 @@ def prepare_digits(image: Picture, model: nn.Module | None = None) -> tuple[dict
     read = partial(read_mark, share, model or stored_network())
     marks = join_broken([read(part.coords) for part in find_parts(ink, share)], read)
     marks = [piece for mark in marks for piece in split_touching(mark, read)]
-    usual = max([mark.size * mark.sure for mark in marks], default=0)  # of the largest sure one
+    usual = max([mark.size * mark.sure for mark in marks], default=0)  # of the largest, if sure
     marks = [mark for mark in marks if mark.size > PART * usual and len(mark.ink) > PART * mark.ink.shape[1]]
     if not marks:
         raise ValueError("no digit: nothing of a digit's size and shape is darker or brighter than the paper")
@@ -391,7 +391,8 @@ def predict_digit(image: Picture, model: nn.Module | None = None) -> tuple[int, 
 def predict_digits(image: Picture, model: nn.Module | None = None) -> list[tuple[int, Tensor, Box]]:
     """Classify all that may be digits, in reading order: the digit, its ten probabilities, and its box.
 
-    What cannot be read is not left out; its probability should be low. The errors are those of `predict_digit`.
+    What cannot be read should have a low probability. Left out is what is much smaller than the largest sure digit, or
+    touches the image's edge, and all beyond 150 marks. The errors are those of `prepare_digits`.
     """
     steps, marks = prepare_digits(image, model)
     size = steps["grey"].shape[::-1] * 2

@@ -122,6 +122,8 @@ SHEET = WOOD.copy()
 ImageDraw.Draw(SHEET).rectangle([100, 90, 700, 510], fill="gainsboro")
 EIGHT = [(150 + 40 * np.sin(2 * t), 150 - 80 * np.cos(t)) for t in np.linspace(0, 2 * np.pi, 60)]
 COMB = [[(50, 200), (650, 200)]] + [[(x, 90), (x, 200)] for x in range(50, 651, 100)]
+BOXES = [[(x + a, y + b) for a, b in ((0, 0), (60, 0), (60, 60), (0, 60), (0, 0))]
+         for y in range(20, 480, 90) for x in range(20, 560, 90)]
 CELLS = [shift(SEVEN, x - 15, 75, 0.45) for x in range(50, 650, 100)]
 PRINT = {"ink": "dimgray", "width": 3}
 
@@ -137,6 +139,8 @@ PRINT = {"ink": "dimgray", "width": 3}
     (draw([(60, 30), (240, 30), (240, 270), (60, 270), (60, 30)], **PRINT, page=PAGE), [7]),  # in a box
     (draw([(5, 30), (165, 30), (165, 210), (5, 210), (5, 30)], **PRINT,
           page=draw(shift(SEVEN, -70, -30), size=(600, 500))), [7]),  # in a box close to the image's edge
+    (draw(*[shift(SEVEN, x - 5, y, 0.22) for (x, y), *_ in BOXES], width=5,
+          page=draw(*BOXES, **PRINT, size=(600, 550))), [7] * 36),  # many boxes
     (draw([(92, 20), (280, 20), (280, 280), (92, 280), (92, 20)], **PRINT, page=PAGE), [7]),  # touching a box
     (draw([(150 + 125 * np.cos(t), 152 + 125 * np.sin(t)) for t in np.linspace(0, 6, 60)], **PRINT, page=PAGE), [7]),
     (draw([(20, 262), (280, 255)], [(250, 20), (250, 240)], **PRINT, page=PAGE), [7]),  # rules below and beside
